@@ -1,0 +1,251 @@
+"""The transforms: what a user calls.
+
+Each takes a function and gives a function, with the argument order and result structure of `torch.func`.  The first call
+traces and compiles; later calls with arguments of the same shapes, dtypes and devices look the program up and run it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from .compilation import OrderName
+from .derivatives import Argnums, Gradient, Jacobian, JacobianVector, VectorJacobian
+from .errors import ArgumentError, ShapeError
+from .torch_private import pytree
+from .transform import Transform, execute
+
+BACKENDS = ("auto", "python")
+
+
+def grad(
+    f: Callable[..., Any],
+    argnums: Argnums = 0,
+    has_aux: bool = False,
+    *,
+    order: OrderName = "auto",
+    backend: str = "auto",
+) -> Transform:
+    """Return a function that computes the gradient of a scalar function.
+
+    Arguments:
+        f: a function of tensors, or of any pytrees of them, that returns one scalar tensor of a floating dtype.
+        argnums: the position, or a tuple of positions, of the arguments to differentiate; negative ones count from the end.
+        has_aux: whether `f` returns (output, aux), where `aux` is passed through undifferentiated.
+        order: "auto", "forward", "reverse", or a list of vertex names: the sequence of elimination.
+        backend: "auto" or "python".
+
+    Returns:
+        A function of the arguments of `f`.  It returns the gradient in the structure, dtype and on the device of the
+        argument (a tuple of them for a tuple of positions), and (gradient, aux) if `has_aux`.
+
+    Raises (when the function is called):
+        ArgumentError: an argument to differentiate is not a floating tensor, or a position does not exist.
+        ShapeError: the output is not a scalar.
+        CaptureError: `f` branches on data, or takes a value out of the graph; names the line.
+        MissingRuleError: `f` uses operators without a rule; names all of them with their lines.
+
+    Cost: the first call traces and compiles (about 1 ms an operator); a later one looks the program up, a few µs.
+
+    >>> import torch, pullback
+    >>> pullback.grad(lambda x: (x * x).sum())(torch.tensor([1.0, 2.0]))
+    tensor([2., 4.])
+    """
+    return Transform(f, Gradient(_argnums(argnums), has_aux, _order(order), False), _backend(backend))
+
+
+def value_and_grad(
+    f: Callable[..., Any],
+    argnums: Argnums = 0,
+    has_aux: bool = False,
+    *,
+    order: OrderName = "auto",
+    backend: str = "auto",
+) -> Transform:
+    """Return a function that computes a scalar function's value and gradient at once.
+
+    Arguments, errors and cost are those of `grad`.
+
+    Returns:
+        A function of the arguments of `f`.  It returns (value, gradient), and ((value, aux), gradient) if `has_aux`.
+
+    >>> import torch, pullback
+    >>> pullback.value_and_grad(lambda x: (x * x).sum())(torch.tensor([1.0, 2.0]))
+    (tensor(5.), tensor([2., 4.]))
+    """
+    return Transform(f, Gradient(_argnums(argnums), has_aux, _order(order), True), _backend(backend))
+
+
+def jacobian(
+    f: Callable[..., Any],
+    argnums: Argnums = 0,
+    has_aux: bool = False,
+    *,
+    order: OrderName = "auto",
+    backend: str = "auto",
+    chunk_size: int | None = None,
+) -> Transform:
+    """Return a function that computes the Jacobian of every output in the arguments asked for.
+
+    Arguments:
+        f, argnums, has_aux, backend: as for `grad`; `f` may return any pytree of floating tensors.
+        order: "forward" eliminates from the inputs, "reverse" from the outputs, a list of vertex names as it says;
+            "auto" is the cheaper of the first two, by counted multiplications.
+        chunk_size: how many rows (columns, with order="forward") to compute at once; bounds memory.  None: all.
+
+    Returns:
+        A function of the arguments of `f`.  For an output of shape (m₁, …) and an argument of shape (n₁, …) it returns
+        shape (m₁, …, n₁, …); outputs' structure outside, arguments' structure inside, and (jacobian, aux) if `has_aux`.
+
+    Raises (when the function is called): as `grad`, and
+        OrderError: the order names a vertex that is not one, or leaves one out.
+
+    Source: vertex elimination, Griewank & Walther, Evaluating Derivatives (2nd ed.), chapter 9.
+
+    >>> import torch, pullback
+    >>> pullback.jacobian(lambda x: x.sin())(torch.zeros(2))
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
+    _check_chunk(chunk_size)
+    return Transform(f, Jacobian(_argnums(argnums), has_aux, _order(order), chunk_size), _backend(backend))
+
+
+def hessian(
+    f: Callable[..., Any], argnums: Argnums = 0, *, order: OrderName = "auto", backend: str = "auto"
+) -> Transform:
+    """Return a function that computes the second derivatives: the Jacobian of the Jacobian.
+
+    Arguments, errors: those of `jacobian`.
+
+    Returns:
+        A function of the arguments of `f`.  For a scalar output and an argument of shape (n₁, …) it returns shape
+        (n₁, …, n₁, …); structures nest as in `torch.func.hessian`.
+
+    >>> import torch, pullback
+    >>> pullback.hessian(lambda x: (x ** 3).sum())(torch.tensor([1.0, 2.0]))
+    tensor([[ 6.,  0.],
+            [ 0., 12.]])
+    """
+    return jacobian(jacobian(f, argnums, backend=backend), argnums, order=order, backend=backend)
+
+
+def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[Any, ...]:
+    """Compute a function's value, and a function that pulls cotangents back.
+
+    Arguments:
+        f: a function of tensors, or of pytrees of them, that returns any pytree of floating tensors.
+        primals: its arguments; all of them are differentiated.
+        has_aux: whether `f` returns (output, aux).
+
+    Returns:
+        (output, pull_back), and (output, pull_back, aux) if `has_aux`.  `pull_back(cotangent)` takes what has the
+        structure, shapes and dtypes of the output; it returns a tuple with the cotangent of each primal.
+
+    Raises: as `grad`; `pull_back` raises ShapeError or ArgumentError for a cotangent that does not fit.
+
+    Cost: each pull back costs a few times what `f` costs; what it needs of the forward computation is kept.
+
+    >>> import torch, pullback
+    >>> output, pull_back = pullback.vjp(torch.sin, torch.zeros(2))
+    >>> pull_back(torch.tensor([1.0, 3.0]))
+    (tensor([1., 3.]),)
+    """
+    return execute(VectorJacobian(has_aux), f, primals, {})
+
+
+def jvp(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...], *, has_aux: bool = False) -> Any:
+    """Compute a function's value and its derivative along a direction.
+
+    Arguments:
+        f: as for `vjp`.
+        primals: a tuple of its arguments; all of them are differentiated.
+        tangents: a tuple of the same structure, shapes and dtypes.
+        has_aux: whether `f` returns (output, aux).
+
+    Returns:
+        (output, tangent of the output), and (output, tangent, aux) if `has_aux`.
+
+    Raises: as `grad`; ShapeError or ArgumentError for tangents that do not fit.
+
+    >>> import torch, pullback
+    >>> pullback.jvp(torch.sin, (torch.zeros(2),), (torch.ones(2),))
+    (tensor([0., 0.]), tensor([1., 1.]))
+    """
+    flat = _check_tangents(primals, tangents)
+    return execute(JacobianVector(has_aux), f, tuple(primals), {}, flat)
+
+
+def hvp(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Compute the gradient of a scalar function and the product of its Hessian with a vector.
+
+    Arguments:
+        f: a function as for `grad`.
+        primals, tangents: tuples as for `jvp`; all of the arguments are differentiated.
+
+    Returns:
+        (gradient, product), each in the structure of the primals; not a tuple if there is one primal.
+
+    Raises: as `grad` and `jvp`.
+
+    Cost: a few gradients, whatever the number of inputs; the Hessian is never formed.
+    Source: Pearlmutter, Fast exact multiplication by the Hessian (1994): forward over reverse.
+
+    >>> import torch, pullback
+    >>> pullback.hvp(lambda x: (x ** 3).sum(), (torch.tensor([1.0, 2.0]),), (torch.ones(2),))
+    (tensor([ 3., 12.]), tensor([ 6., 12.]))
+    """
+    if not isinstance(primals, tuple) or not primals:
+        raise ArgumentError(f"hvp: primals must be a non-empty tuple of arguments, not {type(primals).__name__}")
+    argnums: Argnums = 0 if len(primals) == 1 else tuple(range(len(primals)))
+    return jvp(grad(f, argnums), primals, tangents)
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _argnums(argnums: Any) -> Argnums:
+    if isinstance(argnums, int) and not isinstance(argnums, bool):
+        return argnums
+    if isinstance(argnums, (tuple, list)) and argnums and all(type(k) is int for k in argnums):
+        return tuple(argnums)
+    raise ArgumentError(f"argnums={argnums!r}: it must be a position or a non-empty tuple of positions")
+
+
+def _order(order: Any) -> OrderName:
+    if isinstance(order, str):
+        return order
+    try:
+        return tuple(str(name) for name in order)
+    except TypeError:
+        raise ArgumentError(f"order={order!r}: it must be 'auto', 'forward', 'reverse' or a list of vertex names") from None
+
+
+def _backend(backend: Any) -> str:
+    if backend not in BACKENDS:
+        raise ArgumentError(f"backend={backend!r}: {' and '.join(map(repr, BACKENDS))} exist so far")
+    return str(backend)
+
+
+def _check_chunk(chunk_size: Any) -> None:
+    if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
+        raise ArgumentError(f"chunk_size={chunk_size!r}: it must be a positive number of rows, or None")
+
+
+def _check_tangents(primals: Any, tangents: Any) -> list[Any]:
+    """The flat tangents; they must look like the primals."""
+    if not isinstance(primals, tuple) or not isinstance(tangents, tuple):
+        raise ArgumentError(
+            f"jvp: primals and tangents must be tuples, not {type(primals).__name__} and {type(tangents).__name__}"
+        )
+    flat_primals, spec = pytree().tree_flatten(primals)
+    flat, tangent_spec = pytree().tree_flatten(tangents)
+    if spec != tangent_spec:
+        raise ArgumentError(f"jvp: the tangents must have the structure of the primals, {spec}; they have {tangent_spec}")
+    for k, (primal, tangent) in enumerate(zip(flat_primals, flat, strict=True)):
+        if not hasattr(tangent, "shape") or not hasattr(primal, "shape"):
+            raise ArgumentError(f"jvp: primal {k} is {primal!r} and its tangent {tangent!r}; both must be tensors")
+        if primal.shape != tangent.shape or primal.dtype != tangent.dtype:
+            raise ShapeError(
+                f"jvp: tangent {k} is {tangent.dtype} of shape {tuple(tangent.shape)}; its primal is {primal.dtype} of shape "
+                f"{tuple(primal.shape)}, and they must agree"
+            )
+    return flat

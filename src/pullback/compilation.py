@@ -1,0 +1,236 @@
+"""The compiler on one screen: the passes, in the only order in which they are correct.
+
+    linearise     which values derivatives flow through, and the rule of every edge between them
+    choose_order  the sequence in which vertices are eliminated
+    accumulate    multiply local Jacobians in that order; labelled expressions
+    lower         labelled expressions become ATen operators; what is common is computed once, what is dead is gone
+    emit          generated Python
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+from .cost import multiplications
+from .emit.lowering import lower
+from .emit.python import Program, emit_python
+from .errors import ArgumentError
+from .expressions import Builder
+from .graph import FLOATING, Graph, Value, live_nodes, values_in
+from .index import Axis, plain_axes
+from .passes.accumulation import accumulate
+from .passes.local_jacobians import Request, linearise
+from .passes.order import choose_order, count_paths
+from .stages import LinearGraph, Order, Plan
+from .terms import Factor, Jac, Term, identity
+
+OrderName = str | Sequence[str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A derivative to be compiled.
+
+    graph: the function, with one more input for each seed.
+    request: what is differentiated with respect to what.
+    pairs: the (target, source) derivatives that the program returns, in order, before the outputs of the function.
+    returns_outputs: whether the program returns the function's own outputs after them.
+    by_target: whether derivatives take the dtype of their target.
+    """
+
+    graph: Graph
+    request: Request
+    pairs: tuple[tuple[Value, Value], ...]
+    returns_outputs: bool
+    by_target: bool = False
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled derivative: its program, and how it came about."""
+
+    program: Program
+    derived: Graph
+    order: Order
+    alternatives: Mapping[str, int]
+    paths: int
+    edge_products: int
+
+    def plan(self) -> Plan:
+        """How the derivative is computed, and what that costs."""
+        chosen = self.alternatives[self.order.name]
+        return Plan(self.order, chosen, self.alternatives, self.paths, self.edge_products, self.program.code)
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    order: Order
+    derived: Graph
+    multiplications: int
+    edge_products: int
+
+
+def compile_derivative(task: Task, order: OrderName, *, fuse: bool, name: str = "program") -> Compiled:
+    """Run every pass.
+
+    Arguments:
+        order: "auto" (the cheaper of forward and reverse), "forward", "reverse", or vertex names.
+        fuse: whether fused backward kernels may be used; not inside another transform.
+
+    Raises:
+        MissingRuleError: operators on the way have no rule.
+        OrderError: the order is not one.
+    """
+    linear = linearise(task.graph, task.request)
+    linear.check()
+    candidates = [_accumulated(task, linear, choose_order(linear, o), fuse) for o in _orders_to_try(linear, order)]
+    best = min(candidates, key=lambda c: c.multiplications)  # among equals the first: reverse
+    lowered = lower(best.derived)
+    lowered.check()
+    alternatives = {c.order.name: c.multiplications for c in candidates}
+    program = emit_python(lowered, name=name)
+    return Compiled(program, best.derived, best.order, alternatives, count_paths(linear), best.edge_products)
+
+
+def _orders_to_try(linear: LinearGraph, order: OrderName) -> list[OrderName]:
+    """With one row, reverse is optimal up to a rounding error; with one column, forward; else both are counted."""
+    if order != "auto":
+        return [order]
+    rows = sum(t.size for t in linear.targets)
+    columns = sum(s.size for s in linear.sources)
+    if rows == 1 and columns > 1:
+        return ["reverse"]
+    return ["forward"] if columns == 1 and rows > 1 else ["reverse", "forward"]
+
+
+def _accumulated(task: Task, linear: LinearGraph, order: Order, fuse: bool) -> _Candidate:
+    builder = Builder(task.graph.inputs[0].device if task.graph.inputs else "cpu")
+    for value in values_in((task.graph.inputs, [n.outputs for n in task.graph.nodes])):
+        builder.reserve(value.name)
+    found = accumulate(linear, order, builder, fuse=fuse, by_target=task.by_target)
+    derivatives = []
+    for target, source in task.pairs:
+        known = found.derivatives.get((target, source))
+        derivatives.append(_zero(builder, target, source, task.by_target) if known is None else known)
+    outputs = (*derivatives, *(task.graph.outputs if task.returns_outputs else ()))
+    mutations = task.graph.mutations
+    derived_nodes = live_nodes(tuple(builder.nodes), derivatives)
+    nodes = live_nodes((*task.graph.nodes, *derived_nodes), (outputs, mutations))
+    derived = Graph(task.graph.inputs, nodes, outputs, mutations)
+    derived.check()
+    return _Candidate(order, derived, multiplications(derived_nodes), found.edge_products)
+
+
+def _zero(builder: Builder, target: Value, source: Value, by_target: bool) -> Value:
+    shape, dtype = target.shape + source.shape, target.dtype if by_target else source.dtype
+    return builder.node("zeros", (shape, dtype), [(shape, dtype)])[0]
+
+
+def compile_function(graph: Graph, name: str = "program") -> Program:
+    """The function itself as a program."""
+    return emit_python(lower(graph), name=name)
+
+
+# ---------------------------------------------------------------- tasks
+
+
+def jacobian_task(graph: Graph, sources: Sequence[Value], outputs: Sequence[int], names: Sequence[str]) -> Task:
+    """The Jacobian of each of the outputs (given by number) in each source."""
+    roots, seeds = [], {}
+    for number, name in zip(outputs, names, strict=True):
+        output = graph.outputs[number]
+        if not isinstance(output, Value):  # a constant output: its Jacobian is zero
+            output = Value(name, (), sources[0].dtype, sources[0].device)
+        root = Value(name, output.shape, output.dtype, output.device)
+        roots.append(root)
+        seeds[output, root] = identity(output.shape, output.dtype)
+    pairs = tuple((root, source) for root in roots for source in sources)
+    return Task(graph, Request(tuple(sources), tuple(roots), seeds), pairs, True)
+
+
+def vjp_task(graph: Graph, sources: Sequence[Value], outputs: Sequence[int], rows: int | None = None) -> Task:
+    """The sum over the outputs of cotangent · Jacobian; `rows`: that many cotangents at once, along a leading axis."""
+    width = () if rows is None else (rows,)
+    root = Value("loss", width, sources[0].dtype, sources[0].device)
+    out = plain_axes(width)
+    seeds, cotangents = {}, []
+    for number in outputs:
+        output = graph.outputs[number]
+        if not isinstance(output, Value):
+            output = Value(f"output_{number}", (), sources[0].dtype, sources[0].device)
+        cotangent = Value(f"cotangent_{number}", width + output.shape, output.dtype, output.device)
+        cotangents.append(cotangent)
+        axes = plain_axes(output.shape)
+        term = Term(1, (Factor(cotangent, _trivial(out + axes, cotangent.shape)),), out, axes)
+        known = seeds.get((output, root))
+        jac = Jac((term,), width, output.shape, output.dtype, output.dtype)
+        seeds[output, root] = jac if known is None else replace(known, parts=known.parts + jac.parts)
+    seeded = replace(graph, inputs=(*graph.inputs, *cotangents))
+    request = Request(tuple(sources), (root,), seeds)
+    return Task(seeded, request, tuple((root, s) for s in sources), True)
+
+
+def jvp_task(graph: Graph, sources: Sequence[Value], outputs: Sequence[int], columns: int | None = None) -> Task:
+    """Jacobian · tangent for each of the outputs; `columns`: that many tangents at once, along a trailing axis."""
+    width = () if columns is None else (columns,)
+    root = Value("direction", width, sources[0].dtype, sources[0].device)
+    inp = plain_axes(width)
+    seeds: dict[tuple[Value, Value], Jac] = {}
+    tangents = []
+    for source in sources:
+        tangent = Value(f"tangent_{source.name}", source.shape + width, source.dtype, source.device)
+        tangents.append(tangent)
+        axes = plain_axes(source.shape)
+        term = Term(1, (Factor(tangent, _trivial(axes + inp, tangent.shape)),), axes, inp)
+        seeds[root, source] = Jac((term,), source.shape, width, source.dtype, source.dtype)
+    targets = []
+    for number in outputs:
+        output = graph.outputs[number]
+        if not isinstance(output, Value):
+            output = Value(f"output_{number}", (), sources[0].dtype, sources[0].device)
+        target = Value(f"output_{number}", output.shape, output.dtype, output.device)
+        seeds[output, target] = identity(output.shape, output.dtype)
+        targets.append(target)
+    seeded = replace(graph, inputs=(*graph.inputs, *tangents))
+    request = Request((root,), tuple(targets), seeds)
+    return Task(seeded, request, tuple((t, root) for t in targets), True, by_target=True)
+
+
+def _trivial(axes: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
+    return tuple(Axis(0) if n == 1 else i for i, n in zip(axes, shape, strict=True))
+
+
+def split_program(graph: Graph, late: int, derivatives: int) -> tuple[Graph, Graph]:
+    """Cut a lowered graph in two: what can be computed before its last `late` inputs are known, and the rest.
+
+    The graph returns its derivatives first and then the function's outputs.  The first program returns those outputs and,
+    behind them, the values that the second one takes ahead of the late inputs; the second returns the derivatives.
+    """
+    early_inputs, late_inputs = graph.inputs[: len(graph.inputs) - late], graph.inputs[len(graph.inputs) - late :]
+    early, first, second = set(early_inputs), [], []
+    for node in graph.nodes:
+        if all(v in early for v in node.inputs):
+            early.update(node.results)
+            first.append(node)
+        else:
+            second.append(node)
+    wanted = graph.outputs[:derivatives]
+    kept = tuple(dict.fromkeys(v for v in values_in(([n.inputs for n in second], wanted)) if v in early))
+    forward = Graph(early_inputs, tuple(first), (*graph.outputs[derivatives:], *kept), graph.mutations)
+    return forward, Graph((*kept, *late_inputs), tuple(second), wanted)
+
+
+def check_sources(sources: Sequence[Value], describe: Callable[[Value], str]) -> None:
+    """Raise ArgumentError unless every source has a derivative at all."""
+    for value in sources:
+        if value.dtype not in FLOATING:
+            raise ArgumentError(
+                f"{describe(value)} is {value.type}: only float16, bfloat16, float32 and float64 tensors can be "
+                "differentiated with respect to; convert it, or leave it out of argnums"
+            )
+
+
+def rows_of(values: Sequence[Value]) -> int:
+    """The number of rows of a Jacobian with these outputs."""
+    return sum(prod(v.shape) for v in values)

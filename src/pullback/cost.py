@@ -1,0 +1,67 @@
+"""The cost model: scalar multiplications of a program's nodes."""
+
+from collections.abc import Iterable
+from math import prod
+
+from .expressions import Contraction
+from .graph import Node, Value
+from .terms import Application, term_labels, Term
+
+_MULTIPLYING = ("mul", "div", "pow", "reciprocal", "square", "backward", "softmax", "norm", "lerp", "addcmul", "addcdiv")
+
+
+def multiplications(nodes: Iterable[Node]) -> int:
+    """Scalar multiplications of nodes, counted as the literature counts: one for each product of two entries.
+
+    Cost: linear in the number of nodes.
+    """
+    return sum(map(node_multiplications, nodes))
+
+
+def node_multiplications(node: Node) -> int:
+    """Scalar multiplications of one node; an element-wise operator counts one an element if it multiplies at all."""
+    if node.op == "contract":
+        return _contraction(node.args[0])
+    if node.op == "apply":
+        application, operand, width = node.args
+        return prod(width) * _application(application, operand.size // max(prod(width), 1), node.results[0], width)
+    matrix = _matrix_product(node)
+    if matrix is not None:
+        return matrix
+    if "convolution" in node.op:
+        return _convolution(node)
+    if any(word in node.op for word in _MULTIPLYING):
+        return max((v.size for v in node.results), default=0)
+    return 0
+
+
+def _contraction(expression: Contraction) -> int:
+    """Every setting of the labels, times the products there; a scale other than ±1 is one more, on the result."""
+    products = len([f for f in expression.factors if f.value.dtype != "bool"]) - 1
+    labels = set(term_labels(Term(1, expression.factors, (), ()))) | set(expression.labels)
+    full = prod(label.size for label in labels)
+    scaling = prod(s.size for s in expression.labels) if abs(expression.scale) != 1 and expression.factors else 0
+    return max(products, 0) * full + scaling
+
+
+def _application(application: Application, operand: int, result: Value, width: tuple[int, ...]) -> int:
+    """A convolution by its weights; any other linear operator once an element of its larger side."""
+    out = result.size // max(prod(width), 1)
+    if "convolution" in application.op:
+        weights = [v for v in application.values() if len(v.shape) > 2]
+        return max((w.size for w in weights), default=1) * max(operand, out) // max(max((w.shape[0] for w in weights), default=1), 1)
+    return max(operand, out)
+
+
+def _matrix_product(node: Node) -> int | None:
+    name = node.op.split(".")[1] if "." in node.op else node.op
+    if name not in ("mm", "bmm", "addmm", "baddbmm", "mv", "dot", "addmv"):
+        return None
+    left = [v for v in node.inputs][-2]
+    return node.results[0].size * left.shape[-1] if left.shape else node.results[0].size
+
+
+def _convolution(node: Node) -> int:
+    tensors = sorted(node.inputs, key=lambda v: v.size)
+    weight = next((v for v in node.inputs[1:] if len(v.shape) > 2), tensors[0])
+    return sum(v.size for v in node.results) * weight.size // max(weight.shape[0], 1)

@@ -1,0 +1,360 @@
+"""What can be asked of a function: its gradient, Jacobian, products with it.
+
+Each kind of derivative turns a captured call into an `Executable`: which pairs of outputs and inputs to differentiate, and
+how the flat results are put back into the structure that `torch.func` would return.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .capture import Captured
+from .compilation import (
+    Compiled,
+    OrderName,
+    Task,
+    check_sources,
+    compile_derivative,
+    compile_function,
+    jacobian_task,
+    jvp_task,
+    split_program,
+    vjp_task,
+)
+from .emit.lowering import lower
+from .emit.python import emit_python
+from .errors import ArgumentError, CaptureError, ShapeError
+from .graph import Value
+from .structure import Leaf, Structure, numbered, rebuilder
+from .torch_private import pytree, torch_dtype
+
+Argnums = int | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Executable:
+    """A program and what to do with its flat results.
+
+    run: takes the flat tensors of a call.
+    finish: gives the results their structure.
+    compiled: how it came about; None where no derivative was needed.
+    """
+
+    run: Callable[..., Any]
+    finish: Callable[[Any], Any]
+    compiled: Compiled | None = None
+
+
+@dataclass(frozen=True)
+class CapturedCall:
+    """A function captured at some arguments.
+
+    argument_values: for each positional argument the graph inputs that its tensors became; None for a leaf that is no tensor.
+    argument_specs: the pytree of each positional argument.
+    fuse: whether fused backward kernels may be used: not inside another transform.
+    """
+
+    captured: Captured
+    argument_values: tuple[tuple[Value | None, ...], ...]
+    argument_specs: tuple[Any, ...]
+    fuse: bool
+    name: str
+
+    @property
+    def outputs(self) -> tuple[Any, ...]:
+        """The function's flat results."""
+        return self.captured.graph.outputs
+
+    def sources(self, argnums: Argnums) -> tuple[Value, ...]:
+        """The graph inputs that belong to some arguments.
+
+        Raises ArgumentError for a position that does not exist, and for a leaf that has no derivative.
+        """
+        values: list[Value] = []
+        for k in self.positions(argnums):
+            for value in self.argument_values[k]:
+                if value is None:
+                    raise ArgumentError(
+                        f"argument {k} of {self.name} holds something that is not a tensor: only tensors can be "
+                        "differentiated with respect to; leave it out of argnums, or pass it separately"
+                    )
+                values.append(value)
+        check_sources(values, lambda v: f"argument {v.name!r} of {self.name}")
+        self._refuse_mutated(values)
+        return tuple(values)
+
+    def positions(self, argnums: Argnums) -> tuple[int, ...]:
+        """The arguments' numbers, counted from 0."""
+        wanted = argnums if isinstance(argnums, tuple) else (argnums,)
+        count = len(self.argument_specs)
+        for k in wanted:
+            if not -count <= k < count:
+                raise ArgumentError(f"argnums={argnums}, but {self.name} was called with {count} positional arguments")
+        found = tuple(k % count for k in wanted)
+        if len(set(found)) < len(found):
+            raise ArgumentError(f"argnums={argnums} names an argument of {self.name} twice")
+        return found
+
+    def structure(self, argnums: Argnums, start: int) -> Structure:
+        """The structure of a gradient: that of the arguments, with flat results numbered from `start`."""
+        structures = []
+        for k in self.positions(argnums):
+            structures.append(numbered(self.argument_specs[k], start))
+            start += self.argument_specs[k].num_leaves
+        return tuple(structures) if isinstance(argnums, tuple) else structures[0]
+
+    def result(self, has_aux: bool, start: int) -> tuple[Structure, Structure, int]:
+        """The structures of the output and of what came beside it, and how many leaves the output has."""
+        spec = self.captured.out_spec
+        whole = numbered(spec, start)
+        if not has_aux:
+            return whole, None, spec.num_leaves
+        if type(whole) is not tuple or len(whole) != 2:
+            raise ArgumentError(f"has_aux=True: {self.name} must return a tuple (output, aux)")
+        return whole[0], whole[1], pytree().tree_flatten(whole[0])[1].num_leaves
+
+    def _refuse_mutated(self, sources: Sequence[Value]) -> None:
+        changed = {old: new for old, new in self.captured.graph.mutations}
+        for value in sources:
+            if value in changed:
+                producers = self.captured.graph.producers()
+                node = producers.get(changed[value])
+                raise CaptureError(
+                    f"{self.name} changes its argument {value.name!r} in place ({node.source if node else 'by copy_'}), and is "
+                    "differentiated with respect to it; write the new value to a new tensor instead"
+                )
+
+    def tensor_outputs(self, count: int) -> tuple[Value, ...]:
+        """The first `count` outputs, which must be floating tensors."""
+        for k, output in enumerate(self.outputs[:count]):
+            if not isinstance(output, Value):
+                raise ArgumentError(f"{self.name} returns {output!r} as output {k}; only tensors can be differentiated")
+            if not output.is_floating:
+                raise ArgumentError(
+                    f"output {k} of {self.name} is {output.type}{self.line_of(output)}: it has no derivative; "
+                    "return it through has_aux=True, or convert it to a floating dtype before it is computed"
+                )
+        return self.outputs[:count]
+
+    def line_of(self, value: Value) -> str:
+        """Where a value was computed, as a clause for a message."""
+        node = self.captured.graph.producers().get(value)
+        return f" (computed at {node.source})" if node is not None and node.source else ""
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient of a scalar output, with or without its value."""
+
+    argnums: Argnums = 0
+    has_aux: bool = False
+    order: OrderName = "auto"
+    with_value: bool = False
+
+    def compile(self, call: CapturedCall) -> Executable:
+        """Raises ShapeError unless the output is one floating scalar."""
+        sources = call.sources(self.argnums)
+        output, aux, count = call.result(self.has_aux, len(sources))
+        self._check_scalar(call, output, count)
+        task = jacobian_task(call.captured.graph, sources, [0], ["loss"])
+        compiled = compile_derivative(task, self.order, fuse=call.fuse, name=f"grad_{_identifier(call.name)}")
+        gradient = call.structure(self.argnums, 0)
+        value = (output, aux) if self.has_aux else output
+        structure = (value, gradient) if self.with_value else (gradient, aux) if self.has_aux else gradient
+        return Executable(compiled.program.run, rebuilder(structure), compiled)
+
+    def _check_scalar(self, call: CapturedCall, output: Structure, count: int) -> None:
+        if not isinstance(output, Leaf) or count != 1:
+            raise ShapeError(
+                f"grad needs a function that returns one scalar tensor; {call.name} returns {count} values: use jacobian or "
+                "vjp, or return the others through has_aux=True"
+            )
+        (value,) = call.tensor_outputs(1)
+        if value.shape != ():
+            raise ShapeError(
+                f"grad needs a scalar; {call.name} returns {value.type}{call.line_of(value)}: reduce it (for instance by "
+                ".sum() or .mean()), or use jacobian"
+            )
+
+
+@dataclass(frozen=True)
+class Jacobian:
+    """The Jacobian of every output in every argument asked for."""
+
+    argnums: Argnums = 0
+    has_aux: bool = False
+    order: OrderName = "auto"
+    chunk_size: int | None = None
+
+    def compile(self, call: CapturedCall) -> Executable:
+        """The Jacobians, output by output."""
+        sources = call.sources(self.argnums)
+        output, aux, count = call.result(self.has_aux, 0)
+        call.tensor_outputs(count)
+        structure = self._structure(call, output, count, len(sources))
+        aux_shift = count * len(sources)
+        if self.has_aux:
+            structure = (structure, call.result(True, aux_shift)[1])
+        if self.chunk_size is not None:
+            return Executable(self._chunked(call, sources, count), rebuilder(structure))
+        names = ["output"] if count == 1 else [f"output_{k}" for k in range(count)]
+        task = jacobian_task(call.captured.graph, sources, range(count), names)
+        compiled = compile_derivative(task, self.order, fuse=call.fuse, name=f"jacobian_{_identifier(call.name)}")
+        return Executable(compiled.program.run, rebuilder(structure), compiled)
+
+    def _structure(self, call: CapturedCall, output: Structure, count: int, width: int) -> Structure:
+        """The outputs' structure with the arguments' structure in each leaf."""
+        _, spec = pytree().tree_flatten(output, is_leaf=lambda x: isinstance(x, Leaf))
+        blocks = [call.structure(self.argnums, k * width) for k in range(count)]
+        return pytree().tree_unflatten(blocks, spec)
+
+    def _chunked(self, call: CapturedCall, sources: Sequence[Value], count: int) -> Callable[..., Any]:
+        """Some rows (or, forward, columns) at a time: the memory is that of `chunk_size` of them, and the result's."""
+        if self.chunk_size is None or self.chunk_size < 1:
+            raise ArgumentError(f"chunk_size={self.chunk_size}: it must be a positive number of rows, or None")
+        graph = call.captured.graph
+        outputs = call.tensor_outputs(count)
+        if self.order == "forward":
+            return _by_columns(call, sources, outputs, self.chunk_size)
+        function = compile_function(graph, "function")
+        programs = []
+        for k in range(count):
+            task = vjp_task(graph, sources, [k], rows=self.chunk_size)
+            order: OrderName = "reverse" if self.order == "auto" else self.order
+            programs.append(compile_derivative(_without_outputs(task), order, fuse=False).program.run)
+
+        def run(*flat: torch.Tensor) -> tuple[Any, ...]:
+            results: list[Any] = []
+            for program, output in zip(programs, outputs, strict=True):
+                rows = [
+                    program(*flat, _basis(output, start, self.chunk_size or 1))
+                    for start in range(0, max(output.size, 1), self.chunk_size or 1)
+                ]
+                for k, source in enumerate(sources):
+                    stacked = torch.cat([r[k] for r in rows])[: output.size]
+                    results.append(stacked.reshape(output.shape + source.shape))
+            return (*results, *function.run(*flat))
+
+        return run
+
+
+def _by_columns(
+    call: CapturedCall, sources: Sequence[Value], outputs: Sequence[Value], chunk_size: int
+) -> Callable[..., Any]:
+    graph = call.captured.graph
+    function = compile_function(graph, "function")
+    programs = [
+        compile_derivative(
+            _without_outputs(jvp_task(graph, [s], range(len(outputs)), columns=chunk_size)), "forward", fuse=False
+        ).program.run
+        for s in sources
+    ]
+
+    def run(*flat: torch.Tensor) -> tuple[Any, ...]:
+        blocks: list[list[Any]] = []
+        for program, source in zip(programs, sources, strict=True):
+            columns = [
+                program(*flat, _basis(source, start, chunk_size).movedim(0, -1))
+                for start in range(0, max(source.size, 1), chunk_size)
+            ]
+            blocks.append([
+                torch.cat([c[k] for c in columns], -1)[..., : source.size].reshape(o.shape + source.shape)
+                for k, o in enumerate(outputs)
+            ])
+        results = [block[k] for k in range(len(outputs)) for block in blocks]
+        return (*results, *function.run(*flat))
+
+    return run
+
+
+def _basis(value: Value, start: int, count: int) -> torch.Tensor:
+    """Rows `start` to `start + count` of an identity; rows beyond its end are zero."""
+    rows = torch.zeros(count, value.size, dtype=torch_dtype(value.dtype), device=value.device)
+    inside = torch.arange(min(count, value.size - start), device=value.device)
+    rows[inside, inside + start] = 1
+    return rows.reshape(count, *value.shape)
+
+
+def _without_outputs(task: Task) -> Task:
+    return Task(task.graph, task.request, task.pairs, False, task.by_target)
+
+
+@dataclass(frozen=True)
+class VectorJacobian:
+    """Outputs, and a function from cotangents of the outputs to cotangents of all arguments."""
+
+    has_aux: bool = False
+
+    def compile(self, call: CapturedCall) -> Executable:
+        """Two programs: the first runs at once, the second whenever it is given cotangents."""
+        argnums = tuple(range(len(call.argument_specs)))
+        sources = call.sources(argnums)
+        output, aux, count = call.result(self.has_aux, 0)
+        outputs = call.tensor_outputs(count)
+        task = vjp_task(call.captured.graph, sources, range(count))
+        compiled = compile_derivative(task, "reverse", fuse=call.fuse, name=f"vjp_{_identifier(call.name)}")
+        first, second = split_program(lower(compiled.derived), count, len(sources))
+        forward, backward = emit_python(first, name="forward"), emit_python(second, name="backward")
+        gradient = call.structure(argnums, 0)
+        finish_gradient = rebuilder(gradient)
+        finish_output = rebuilder((output, aux) if self.has_aux else output)
+        number_of_results = len(call.outputs)
+
+        def finish(results: tuple[Any, ...]) -> Any:
+            outcome = finish_output(results[:number_of_results])
+            kept = results[number_of_results:]
+
+            def pull_back(*cotangents: Any) -> Any:
+                flat = _check_cotangents(cotangents, output, outputs, call.name)
+                return finish_gradient(backward.run(*kept, *flat))
+
+            return (outcome[0], pull_back, outcome[1]) if self.has_aux else (outcome, pull_back)
+
+        return Executable(forward.run, finish, compiled)
+
+
+def _check_cotangents(
+    cotangents: tuple[Any, ...], output: Structure, outputs: Sequence[Value], name: str
+) -> Sequence[torch.Tensor]:
+    """The flat cotangents of a vjp; they must have the outputs' structure, shapes and dtypes."""
+    given = cotangents[0] if len(cotangents) == 1 else cotangents
+    flat, spec = pytree().tree_flatten(given)
+    _, wanted = pytree().tree_flatten(output, is_leaf=lambda x: isinstance(x, Leaf))
+    if spec != wanted:
+        raise ArgumentError(f"the cotangents of {name} must have the structure of its output, {wanted}; they have {spec}")
+    for k, (cotangent, value) in enumerate(zip(flat, outputs, strict=True)):
+        if not isinstance(cotangent, torch.Tensor):
+            raise ArgumentError(f"cotangent {k} of {name} is {cotangent!r}, not a tensor")
+        if tuple(cotangent.shape) != value.shape or cotangent.dtype != torch_dtype(value.dtype):
+            raise ShapeError(
+                f"cotangent {k} of {name} must be {value.type} like the output; it is "
+                f"{str(cotangent.dtype).removeprefix('torch.')}{list(cotangent.shape)}"
+            )
+    return flat
+
+
+@dataclass(frozen=True)
+class JacobianVector:
+    """Outputs, and their tangents for given tangents of all arguments (passed behind the flat tensors of the call)."""
+
+    has_aux: bool = False
+
+    def compile(self, call: CapturedCall) -> Executable:
+        """One program that computes both."""
+        argnums = tuple(range(len(call.argument_specs)))
+        sources = call.sources(argnums)
+        _, _, count = call.result(self.has_aux, 0)
+        call.tensor_outputs(count)
+        task = jvp_task(call.captured.graph, sources, range(count))
+        compiled = compile_derivative(task, "forward", fuse=call.fuse, name=f"jvp_{_identifier(call.name)}")
+        output, aux, _ = call.result(self.has_aux, count)
+        tangent = call.result(self.has_aux, 0)[0]
+        structure = (output, tangent, aux) if self.has_aux else (output, tangent)
+        return Executable(compiled.program.run, rebuilder(structure), compiled)
+
+
+def _identifier(name: str) -> str:
+    cleaned = "".join(c if c.isalnum() else "_" for c in name).strip("_")
+    return cleaned or "function"

@@ -1,0 +1,107 @@
+"""Lowering: a graph with labelled expressions becomes a graph of ATen operators alone.
+
+Captured nodes pass through unchanged, except that a repeated one is dropped; a `contract`, `place` or `apply` becomes the
+views, products and kernels that compute it.  What two expressions have in common is computed once.
+"""
+
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+from ..expressions import Builder
+from ..graph import Graph, Node, Value, live_nodes, replace_values
+from ..terms import HOLE, Application
+from ..torch_private import overload
+from .contractions import lower_contraction
+from .placements import lower_placement
+from .tensors import Tensors
+
+
+def lower(graph: Graph) -> Graph:
+    """The same program in ATen operators.
+
+    Cost: linear in the number of nodes.
+    """
+    lowering = _Lowering(graph)
+    for node in graph.nodes:
+        lowering.lower(node)
+    return lowering.result()
+
+
+class _Lowering:
+    """The state of one run: a builder for the new nodes, and what became of each old value."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.builder = Builder(graph.inputs[0].device if graph.inputs else "cpu")
+        self.tensors = Tensors(self.builder)
+        self.became: dict[Value, Value] = {}
+        self.names: dict[Value, str] = {}
+        for value in graph.inputs:
+            self.builder.reserve(value.name)
+
+    def lower(self, node: Node) -> None:
+        """Append what computes this node."""
+        args = replace_values(node.args, self._new)
+        self.builder.source, self.builder.scope = node.source, node.scope
+        if node.op == "contract":
+            self._define(node, lower_contraction(args[0], node.results[0].dtype, self.tensors))
+        elif node.op == "place":
+            self._define(node, lower_placement(args[0], node.results[0].shape, self.tensors))
+        elif node.op == "apply":
+            self._define(node, self._apply(*args, node.results[0]))
+        elif node.op == "cast":
+            self._define(node, self.tensors.cast(args[0], args[1]))
+        elif node.op == "zeros":
+            self._define(node, self.tensors.full(node.results[0].shape, 0, node.results[0].dtype))
+        else:
+            self._adopt(replace(node, args=args, kwargs=replace_values(node.kwargs, self._new)))
+
+    def _new(self, value: Value) -> Value:
+        return self.became.get(value, value)
+
+    def _define(self, node: Node, value: Value) -> None:
+        """Let a lowered value stand for the old one, and keep the old one's name if it says what the value is."""
+        old = node.results[0]
+        self.became[old] = value
+        if old.name.startswith("d_") and value in self.builder.producer:
+            self.names.setdefault(value, old.name)
+
+    def _adopt(self, node: Node) -> None:
+        """Append an ATen node, unless an equal one is there."""
+        known = self.builder.adopt(node)
+        self.became.update((o, k) for o, k in zip(node.outputs, known, strict=True) if o is not None and k is not None)
+
+    def _apply(self, application: Application, operand: Value, width: tuple[int, ...], old: Value) -> Value:
+        """Call a linear operator once, or mapped over the leading axes of its operand."""
+        shape = old.shape[len(width) :]
+        if not width or application.leading:
+            args = tuple(operand if a is HOLE else a for a in application.args)
+            return self._call(application, args, old.shape, operand.dtype)
+        stacked = self.tensors.reshape(operand, (prod(width), *operand.shape[len(width) :]))
+        args = (application.op, application.args, application.kwargs, application.output, stacked)
+        result = self.builder.node("batched", args, [((prod(width), *shape), operand.dtype)])[0]
+        return self.tensors.reshape(result, old.shape)
+
+    def _call(self, application: Application, args: tuple[Any, ...], shape: tuple[int, ...], dtype: str) -> Value:
+        count = len(overload(application.op)._schema.returns)
+        types = [(shape, dtype) if k == application.output else None for k in range(count)]
+        return self.builder.node(application.op, args, types, application.kwargs)[0]
+
+    def result(self) -> Graph:
+        """The lowered graph without dead nodes, its derivatives named after what they are."""
+        outputs = replace_values(self.graph.outputs, self._new)
+        mutations = tuple((old, self._new(new)) for old, new in self.graph.mutations)
+        nodes = live_nodes(tuple(self.builder.nodes), (outputs, mutations))
+        renamed = {old: replace(old, name=self.builder.name(name)) for old, name in self.names.items()}
+        if not renamed:
+            return Graph(self.graph.inputs, nodes, outputs, mutations)
+
+        def new(value: Value) -> Value:
+            return renamed.get(value, value)
+
+        nodes = tuple(
+            replace(n, args=replace_values(n.args, new), kwargs=replace_values(n.kwargs, new), outputs=replace_values(n.outputs, new))
+            for n in nodes
+        )
+        return Graph(self.graph.inputs, nodes, replace_values(outputs, new), replace_values(mutations, new))

@@ -1,0 +1,164 @@
+"""Tensor operations that lowering is written in: each returns a value of a builder, and does nothing where nothing is to do.
+
+A transposition of a transposition, a reshape to the same shape, a sum over no axes: none of them becomes a node.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+
+from ..expressions import Builder, broadcast, promote
+from ..graph import Node, Value
+
+Shape = tuple[int, ...]
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype object of a dtype name."""
+    return getattr(torch, name)
+
+
+class Tensors:
+    """Operations on the values of one builder."""
+
+    def __init__(self, builder: Builder) -> None:
+        self.builder = builder
+
+    def _view(self, op: str, args: tuple[Any, ...], shape: Sequence[int], like: Value) -> Value:
+        return self.builder.node(f"aten.{op}", args, [(tuple(shape), like.dtype)])[0]
+
+    def _made_by(self, value: Value, op: str) -> Node | None:
+        node = self.builder.producer.get(value)
+        return node if node is not None and node.op == f"aten.{op}" else None
+
+    def permute(self, value: Value, dims: Sequence[int]) -> Value:
+        """Axes in another order."""
+        if tuple(dims) == tuple(range(len(value.shape))):
+            return value
+        before = self._made_by(value, "permute.default")
+        if before is not None:
+            rank = len(value.shape)
+            return self.permute(before.inputs[0], [before.args[1][d] % rank for d in dims])
+        return self._view("permute.default", (value, tuple(dims)), [value.shape[d] for d in dims], value)
+
+    def reshape(self, value: Value, shape: Sequence[int]) -> Value:
+        """The same elements in another shape."""
+        shape = tuple(shape)
+        if shape == value.shape:
+            return value
+        before = self._made_by(value, "view.default")
+        if before is not None:
+            return self.reshape(before.inputs[0], shape)
+        return self._view("view.default", (value, shape), shape, value)
+
+    def unsqueeze(self, value: Value, dim: int) -> Value:
+        """A new axis of size 1."""
+        return self._view("unsqueeze.default", (value, dim), value.shape[:dim] + (1,) + value.shape[dim:], value)
+
+    def expand(self, value: Value, shape: Sequence[int]) -> Value:
+        """Axes of size 1 repeated."""
+        shape = tuple(shape)
+        return value if shape == value.shape else self._view("expand.default", (value, shape), shape, value)
+
+    def select(self, value: Value, dim: int, index: int) -> Value:
+        """One position of an axis; the axis is dropped."""
+        if value.shape[dim] == 1:
+            return self.squeeze(value, dim)
+        return self._view("select.int", (value, dim, index), value.shape[:dim] + value.shape[dim + 1 :], value)
+
+    def squeeze(self, value: Value, dim: int) -> Value:
+        """Drop an axis of size 1."""
+        return self._view("squeeze.dim", (value, dim), value.shape[:dim] + value.shape[dim + 1 :], value)
+
+    def slice(self, value: Value, dim: int, start: int, step: int, count: int) -> Value:
+        """`count` positions of an axis from `start` on; a negative step flips the axis first."""
+        size = value.shape[dim]
+        if step < 0:
+            value, start, step = self.flip(value, dim), size - 1 - start, -step
+        if start == 0 and step == 1 and count == size:
+            return value
+        stop = start + step * (count - 1) + 1 if count else start
+        shape = value.shape[:dim] + (count,) + value.shape[dim + 1 :]
+        return self._view("slice.Tensor", (value, dim, start, stop, step), shape, value)
+
+    def flip(self, value: Value, dim: int) -> Value:
+        """An axis backwards."""
+        return self._view("flip.default", (value, (dim,)), value.shape, value)
+
+    def diagonal(self, value: Value, first: int, second: int) -> Value:
+        """The entries where two axes agree, along a new last axis."""
+        rest = [n for d, n in enumerate(value.shape) if d not in (first, second)]
+        return self._view("diagonal.default", (value, 0, first, second), [*rest, value.shape[first]], value)
+
+    def sum(self, value: Value, dims: Sequence[int]) -> Value:
+        """The sum over some axes, which are dropped."""
+        if not dims:
+            return value
+        shape = [n for d, n in enumerate(value.shape) if d not in dims]
+        if prod(value.shape[d] for d in dims) == 1:
+            return self.reshape(value, shape)
+        return self._view("sum.dim_IntList", (value, tuple(sorted(dims))), shape, value)
+
+    def cast(self, value: Value, dtype: str) -> Value:
+        """The value in another dtype."""
+        if value.dtype == dtype:
+            return value
+        kwargs = (("dtype", torch_dtype(dtype)),)
+        return self.builder.node("aten._to_copy.default", (value,), [(value.shape, dtype)], kwargs)[0]
+
+    def pointwise(self, op: str, *arguments: Any, dtype: str | None = None) -> Value:
+        """An element-wise operator on broadcast arguments."""
+        return self.builder.pointwise(f"aten.{op}", *arguments, dtype=dtype)
+
+    def multiply(self, a: Value, b: Value) -> Value:
+        """The element-wise product; the older value stands first, so that a·b and b·a are one node."""
+        first, second = sorted((a, b), key=lambda v: v.serial)
+        return self.pointwise("mul.Tensor", first, second)
+
+    def scale(self, value: Value, factor: float | int) -> Value:
+        """A tensor times a number."""
+        if factor == 1:
+            return value
+        if factor == -1:
+            return self.pointwise("neg.default", value)
+        return self.pointwise("mul.Tensor", value, factor)
+
+    def masked(self, mask: Value, value: Value | float | int, dtype: str) -> Value:
+        """`value` where the mask holds, zero elsewhere."""
+        if isinstance(value, Value):
+            return self.pointwise("where.ScalarOther", mask, value, 0.0, dtype=value.dtype)
+        shape = mask.shape
+        filled = self.full(shape, 0.0, dtype)
+        return self.pointwise("masked_fill.Scalar", filled, mask, value, dtype=dtype)
+
+    def full(self, shape: Sequence[int], number: float | int, dtype: str) -> Value:
+        """A tensor that holds one number."""
+        kwargs = (("dtype", torch_dtype(dtype)), ("device", torch.device(self.builder.device)))
+        op = "aten.zeros.default" if number == 0 else "aten.full.default"
+        args = (tuple(shape),) if number == 0 else (tuple(shape), number)
+        return self.builder.node(op, args, [(tuple(shape), dtype)], kwargs)[0]
+
+    def arange(self, start: int, step: int, count: int) -> Value:
+        """`start + step · range(count)`, as indices."""
+        kwargs = (("dtype", torch.int64), ("device", torch.device(self.builder.device)))
+        stop = start + step * count
+        return self.builder.node("aten.arange.start_step", (start, stop, step), [((count,), "int64")], kwargs)[0]
+
+    def matmul(self, a: Value, b: Value) -> Value:
+        """`mm`, `bmm`, `mv` or `dot`, by the number of axes."""
+        common = promote((a, b))
+        a, b = self.cast(a, common), self.cast(b, common)
+        op = {(1, 1): "dot", (2, 1): "mv", (2, 2): "mm", (3, 3): "bmm"}[len(a.shape), len(b.shape)]
+        shape = {"dot": (), "mv": a.shape[:1], "mm": a.shape[:1] + b.shape[1:], "bmm": a.shape[:2] + b.shape[2:]}[op]
+        return self._view(f"{op}.default", (a, b), shape, a)
+
+    def add(self, a: Value, b: Value) -> Value:
+        """The element-wise sum."""
+        return self.pointwise("add.Tensor", a, b)
+
+    def index(self, value: Value, indices: Sequence[Value]) -> Value:
+        """Advanced indexing of the leading axes: the indices' common shape, then the remaining axes."""
+        shape = broadcast([i.shape for i in indices]) + value.shape[len(indices) :]
+        return self._view("index.Tensor", (value, tuple(indices)), shape, value)

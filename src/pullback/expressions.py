@@ -1,0 +1,353 @@
+"""Derived nodes: the labelled expressions that derivatives are made of until lowering, and the builder that shares them.
+
+    contract   out[labels] = scale · Σ Π factor[…]                a product of entries, summed over all other labels
+    place      out[axes] += value[labels], zero elsewhere          a payload put where its labels say
+    apply      a linear operator call on an operand with leading axes
+
+and pointwise ATen operators.  The shape of a derived node is read off its labels and its dtype is that of the value it is
+adjoint (or tangent) of, so nothing here needs to know what an operator does.  Equal expressions are one node.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, Union
+
+from .graph import COMPLEX, FLOATING, Node, Source, Value, replace_values, values_in
+from .index import Axis, Indices, Label, labels_of, tables_of
+from .terms import Application, Factor, Scalar, Term, canonical
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """out[labels] = scale · Σ Π factor[…], summed over the labels that are not in `labels`."""
+
+    scale: Scalar
+    factors: tuple[Factor, ...]
+    labels: tuple[Label, ...]
+
+    def values(self) -> Iterator[Value]:
+        """Every tensor that is read."""
+        for factor in self.factors:
+            yield factor.value
+            yield from tables_of(factor.axes)
+
+    def replace_values(self, replacement: Callable[[Value], Any]) -> "Contraction":
+        """The same expression of other tensors."""
+        return replace(
+            self,
+            factors=tuple(Factor(replacement(f.value), _replace_tables(f.axes, replacement)) for f in self.factors),
+        )
+
+    def __str__(self) -> str:
+        summed = {label for f in self.factors for label in labels_of(f.axes)} - set(self.labels)
+        sigma = f"Σ{''.join(map(repr, sorted(summed, key=lambda s: s.id)))} " if summed else ""
+        scale = "" if self.scale == 1 and self.factors else f"{self.scale:g} "
+        return f"[{', '.join(map(repr, self.labels))}] {scale}{sigma}{' '.join(map(repr, self.factors))}"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """out[axes] += value[labels] for every setting of the labels; zero elsewhere."""
+
+    value: Value
+    labels: tuple[Label, ...]
+    axes: Indices
+
+    def values(self) -> Iterator[Value]:
+        """Every tensor that is read."""
+        yield self.value
+        yield from tables_of(self.axes)
+
+    def replace_values(self, replacement: Callable[[Value], Any]) -> "Placement":
+        """The same placement of another tensor."""
+        return replace(self, value=replacement(self.value), axes=_replace_tables(self.axes, replacement))
+
+    def __str__(self) -> str:
+        return f"{self.value.name}[{', '.join(map(repr, self.labels))}] at ({', '.join(map(repr, self.axes))})"
+
+
+def _replace_tables(axes: Indices, replacement: Callable[[Value], Any]) -> Indices:
+    return tuple(
+        i if isinstance(i, Axis) else replace(i, table=replacement(i.table), axes=_replace_tables(i.axes, replacement))
+        for i in axes
+    )
+
+
+# ---------------------------------------------------------------- dtypes
+
+_RANK = {"bool": 0, "uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "float16": 6, "bfloat16": 6, "float32": 7}
+_RANK |= {"float64": 8, "complex32": 9, "complex64": 10, "complex128": 11}
+
+
+def promote(arguments: Sequence[Any], default: str = "float32") -> str:
+    """The dtype PyTorch computes in: tensors with axes before 0-d tensors before Python numbers, by category."""
+    classes: list[str] = ["", "", ""]
+    for argument in arguments:
+        if isinstance(argument, Value):
+            place, dtype = (0 if argument.shape else 1), argument.dtype
+        elif isinstance(argument, (bool, int, float, complex)):
+            place, dtype = 2, {bool: "bool", int: "int64", float: default, complex: "complex64"}[type(argument)]
+        else:
+            continue
+        classes[place] = _wider(classes[place], dtype)
+    result = ""
+    for dtype in classes:
+        if dtype and (not result or _category(dtype) > _category(result)):
+            result = dtype
+    return result or default
+
+
+def _wider(a: str, b: str) -> str:
+    if not a or not b:
+        return a or b
+    if {a, b} == {"float16", "bfloat16"}:
+        return "float32"
+    return a if _RANK[a] >= _RANK[b] else b
+
+
+def _category(dtype: str) -> int:
+    return 3 if dtype in COMPLEX else 2 if dtype in FLOATING else 0 if dtype == "bool" else 1
+
+
+def broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape that several shapes broadcast to; they are known to fit."""
+    rank = max((len(s) for s in shapes), default=0)
+    padded = [(1,) * (rank - len(s)) + tuple(s) for s in shapes]
+    return tuple(next((n for n in sizes if n != 1), 1) for sizes in zip(*padded, strict=True))
+
+
+# ---------------------------------------------------------------- building
+
+RANDOM = ("rand", "bernoulli", "dropout", "normal", "multinomial", "poisson", "exponential", "uniform")
+
+
+class Builder:
+    """Collects nodes; an expression that was built before is returned, not built again."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.nodes: list[Node] = []
+        self.device = device
+        self.source: Source | None = None
+        self.scope = ""
+        self._known: dict[Any, tuple[Value | None, ...]] = {}
+        self._names: dict[str, int] = {}
+        self.producer: dict[Value, Node] = {}
+
+    def node(
+        self,
+        op: str,
+        args: tuple[Any, ...],
+        types: Sequence[tuple[tuple[int, ...], str] | None],
+        kwargs: tuple[tuple[str, Any], ...] = (),
+        name: str = "",
+    ) -> tuple[Value, ...]:
+        """The results of an operator call, one for each (shape, dtype) in `types`."""
+        known = self._known.get((op, hashable(args), hashable(kwargs)))
+        if known is not None and all(k is not None or t is None for k, t in zip(known, types, strict=True)):
+            return tuple(k for k, t in zip(known, types, strict=True) if k is not None and t is not None)
+        outputs = tuple(
+            None if t is None else Value(self.name(name or _short(op)), tuple(t[0]), t[1], self.device) for t in types
+        )
+        return self._append(Node(op, args, kwargs, outputs, self.source, self.scope))
+
+    def adopt(self, node: Node) -> tuple[Value | None, ...]:
+        """Append a node that exists already; where an equal one is there, return that one's outputs instead."""
+        known = self._known.get((node.op, hashable(node.args), hashable(node.kwargs)))
+        if known is not None and all(k is not None or o is None for k, o in zip(known, node.outputs, strict=True)):
+            return known
+        for value in node.results:
+            self.reserve(value.name)
+        self._append(node)
+        return node.outputs
+
+    def _append(self, node: Node) -> tuple[Value, ...]:
+        self.nodes.append(node)
+        self.producer.update((v, node) for v in node.results)
+        if not any(word in node.op for word in RANDOM):
+            self._known[node.op, hashable(node.args), hashable(node.kwargs)] = node.outputs
+        return node.results
+
+    def name(self, wanted: str) -> str:
+        """`wanted`, or with a number behind it where it is taken."""
+        number = self._names.get(wanted, 0)
+        self._names[wanted] = number + 1
+        return f"{wanted}_{number}" if number else wanted
+
+    def reserve(self, name: str) -> None:
+        """Keep a name for a value that comes from elsewhere."""
+        self._names[name] = self._names.get(name, 0) + 1
+
+    def pointwise(self, op: str, *arguments: Any, dtype: str | None = None, name: str = "") -> Value:
+        """An operator that works element by element on broadcast arguments."""
+        tensors = [a for a in arguments if isinstance(a, Value)]
+        shape = broadcast([v.shape for v in tensors])
+        return self.node(op, arguments, [(shape, dtype or promote(arguments))], name=name)[0]
+
+    def contract(
+        self, scale: Scalar, factors: tuple[Factor, ...], labels: tuple[Label, ...], dtype: str, name: str = ""
+    ) -> Value:
+        """The payload of a term over some of its labels."""
+        if scale == 1 and len(factors) == 1 and factors[0].axes == tuple(Axis(0, ((s, 1),)) for s in labels):
+            return self.cast(factors[0].value, dtype)
+        term = canonical(Term(scale, factors, tuple(Axis(0, ((s, 1),)) for s in labels), ()))
+        expression = Contraction(scale, term.factors, tuple(labels_of(term.out)))
+        return self.node("contract", (expression,), [(tuple(s.size for s in labels), dtype)], name=name)[0]
+
+    def place(self, value: Value, labels: tuple[Label, ...], axes: Indices, shape: tuple[int, ...], name: str = "") -> Value:
+        """A payload put into a tensor of zeros at the positions its labels say."""
+        return self.node("place", (Placement(value, labels, axes),), [(shape, value.dtype)], name=name)[0]
+
+    def apply(
+        self, application: Application, operand: Value, width: tuple[int, ...], shape: tuple[int, ...], dtype: str, name: str = ""
+    ) -> Value:
+        """A linear operator applied to each of the operands that lie along the leading axes `width`."""
+        return self.node("apply", (application, operand, width), [(width + shape, dtype)], name=name)[0]
+
+    def cast(self, value: Value, dtype: str) -> Value:
+        """The value in another dtype."""
+        return value if value.dtype == dtype else self.pointwise("cast", value, dtype, dtype=dtype)
+
+
+def hashable(tree: Any) -> Any:
+    """A key under which 1, 1.0 and True differ, and so do 0.0 and −0.0."""
+    if isinstance(tree, tuple):
+        return tuple(map(hashable, tree))
+    if isinstance(tree, (bool, int, float)):
+        return (type(tree), repr(tree))
+    return tree
+
+
+def _short(op: str) -> str:
+    return op.split(".")[1] if "." in op else op
+
+
+# ---------------------------------------------------------------- writing formulas
+
+Operand = Union["Symbol", Scalar]
+
+
+class Symbol:
+    """A tensor in a formula: arithmetic on it adds nodes to a builder; `x[i, j]` is an entry of it."""
+
+    __slots__ = ("builder", "value")
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, value: Value, builder: Builder) -> None:
+        self.value = value
+        self.builder = builder
+
+    shape = property(lambda self: self.value.shape)
+    dtype = property(lambda self: self.value.dtype)
+    rank = property(lambda self: len(self.value.shape))
+    size = property(lambda self: prod(self.value.shape))
+
+    def __getitem__(self, axes: Any) -> Factor:
+        """The entry at these indices; leading axes that a smaller tensor lacks, and axes of size 1, are broadcast."""
+        indices = axes if isinstance(axes, tuple) else (axes,)
+        own = indices[len(indices) - len(self.shape) :]
+        return Factor(self.value, tuple(Axis(0) if n == 1 else i for i, n in zip(own, self.shape, strict=True)))
+
+    def __add__(self, other: Operand) -> Operand:
+        return self if _is(other, 0) else self.of("add.Tensor", self, other)
+
+    def __radd__(self, other: Scalar) -> Operand:
+        return self + other
+
+    def __sub__(self, other: Operand) -> Operand:
+        return self if _is(other, 0) else self.of("sub.Tensor", self, other)
+
+    def __rsub__(self, other: Scalar) -> Operand:
+        return -self if _is(other, 0) else self.of("rsub.Scalar", self, other)
+
+    def __mul__(self, other: Operand) -> Operand:
+        if _is(other, 0):
+            return 0
+        return self if _is(other, 1) else -self if _is(other, -1) else self.of("mul.Tensor", self, other)
+
+    def __rmul__(self, other: Scalar) -> Operand:
+        return self * other
+
+    def __truediv__(self, other: Operand) -> Operand:
+        return self if _is(other, 1) else self.of("div.Tensor", self, other)
+
+    def __rtruediv__(self, other: Scalar) -> Operand:
+        return 0 if _is(other, 0) else other * self.reciprocal()
+
+    def __pow__(self, exponent: Operand) -> Operand:
+        if isinstance(exponent, Symbol):
+            return self.of("pow.Tensor_Tensor", self, exponent)
+        return 1 if exponent == 0 else self if exponent == 1 else self.of("pow.Tensor_Scalar", self, exponent)
+
+    def __neg__(self) -> "Symbol":
+        node = self.builder.producer.get(self.value)
+        if node is not None and node.op == "aten.neg.default":
+            return Symbol(node.inputs[0], self.builder)
+        return self.of("neg.default", self)
+
+    def __gt__(self, other: Operand) -> "Symbol":
+        return self.compare("gt", other)
+
+    def __lt__(self, other: Operand) -> "Symbol":
+        return self.compare("lt", other)
+
+    def __ge__(self, other: Operand) -> "Symbol":
+        return self.compare("ge", other)
+
+    def __le__(self, other: Operand) -> "Symbol":
+        return self.compare("le", other)
+
+    def eq(self, other: Operand) -> "Symbol":
+        """Whether each element equals the other."""
+        return self.compare("eq", other)
+
+    def ne(self, other: Operand) -> "Symbol":
+        """Whether each element differs from the other."""
+        return self.compare("ne", other)
+
+    def __and__(self, other: "Symbol") -> "Symbol":
+        return self.of("logical_and.default", self, other, dtype="bool")
+
+    def __or__(self, other: "Symbol") -> "Symbol":
+        return self.of("logical_or.default", self, other, dtype="bool")
+
+    def __invert__(self) -> "Symbol":
+        return self.of("logical_not.default", self, dtype="bool")
+
+    def compare(self, name: str, other: Operand) -> "Symbol":
+        """A mask from a comparison."""
+        overload = "Tensor" if isinstance(other, Symbol) else "Scalar"
+        return self.of(f"{name}.{overload}", self, other, dtype="bool")
+
+    def __getattr__(self, name: str) -> Callable[..., "Symbol"]:
+        """Any other pointwise operator by its ATen name: `x.cos()`, `x.clamp_min(0)`."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *others: self.of(f"{name}.default", self, *others)
+
+    def to(self, dtype: str) -> "Symbol":
+        """The same numbers in another dtype."""
+        return Symbol(self.builder.cast(self.value, dtype), self.builder)
+
+    def of(self, op: str, *arguments: Any, dtype: str | None = None) -> "Symbol":
+        """A pointwise operator on symbols and numbers."""
+        bare = tuple(a.value if isinstance(a, Symbol) else a for a in arguments)
+        return Symbol(self.builder.pointwise(f"aten.{op}", *bare, dtype=dtype), self.builder)
+
+
+def where(condition: Symbol, yes: Operand, no: Operand) -> Operand:
+    """Choose element by element; the dtype is that of the choices."""
+    if not isinstance(yes, Symbol) and not isinstance(no, Symbol):
+        return condition.of("where.Scalar", condition, yes, no)
+    choices = [a.value if isinstance(a, Symbol) else a for a in (yes, no)]
+    overload = {(True, True): "self", (True, False): "ScalarOther", (False, True): "ScalarSelf"}[
+        (isinstance(yes, Symbol), isinstance(no, Symbol))
+    ]
+    return condition.of(f"where.{overload}", condition, yes, no, dtype=promote(choices))
+
+
+def _is(operand: Any, number: int) -> bool:
+    return not isinstance(operand, Symbol) and operand == number
+
+
+__all__ = ["Builder", "Contraction", "Operand", "Placement", "Symbol", "broadcast", "hashable", "promote", "replace_values", "values_in", "where"]

@@ -1,0 +1,94 @@
+"""Local Jacobians: which values derivatives flow through, and the rule of every edge between them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..errors import MissingRuleError
+from ..graph import FLOATING, Graph, Node, Value
+from ..rules import NONDIFFERENTIABLE, RULES
+from ..rules.kinds import Rule
+from ..stages import Edge, LinearGraph
+from ..terms import Jac
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be differentiated with respect to what.
+
+    sources, targets: values of the graph, or values that only seeds connect to it.
+    seeds: edges from or to such values.
+    """
+
+    sources: tuple[Value, ...]
+    targets: tuple[Value, ...]
+    seeds: Mapping[tuple[Value, Value], Jac]
+
+
+def linearise(graph: Graph, request: Request) -> LinearGraph:
+    """The linear graph of a request.
+
+    Raises MissingRuleError with every operator on the way that has no rule, and its line.
+
+    Cost: linear in the number of nodes.
+    """
+    every = [edge for node in graph.nodes for edge in edges_of(node)]
+    reached = _reached_from(request, every)
+    needed = _needed_by(request, every, reached)
+    edges = tuple(e for e in every if e.source in needed and e.target in needed)
+    _refuse_missing({e.node: None for e in edges})
+    ends = {*request.sources, *request.targets}
+    vertices = [v for v in graph.inputs if v in needed and v not in ends]
+    vertices += [v for node in graph.nodes for v in node.results if v in needed and v not in ends]
+    seeds = {(s, t): jac for (s, t), jac in request.seeds.items() if s in needed and t in needed}
+    return LinearGraph(graph, request.sources, request.targets, tuple(vertices), edges, seeds)
+
+
+def edges_of(node: Node) -> list[Edge]:
+    """Every pair of a differentiable operand and a differentiable result."""
+    if node.op in NONDIFFERENTIABLE:
+        return []
+    operands = [(k, v) for k, v in enumerate(node.inputs) if v.is_floating]
+    results = [(k, v) for k, v in enumerate(node.outputs) if v is not None and v.is_floating]
+    return [Edge(source, target, node, output, k) for output, target in results for k, source in operands]
+
+
+def rule_of(node: Node) -> Rule:
+    """The rule of a node whose operator is known to have one."""
+    return RULES[node.op]
+
+
+def _reached_from(request: Request, edges: Sequence[Edge]) -> set[Value]:
+    reached = {*request.sources, *(target for source, target in request.seeds if source in request.sources)}
+    for edge in edges:
+        if edge.source in reached:
+            reached.add(edge.target)
+    return reached | {target for source, target in request.seeds if source in reached}
+
+
+def _needed_by(request: Request, edges: Sequence[Edge], reached: set[Value]) -> set[Value]:
+    needed = {t for t in request.targets if t in reached}
+    needed |= {source for source, target in request.seeds if target in needed and source in reached}
+    for edge in reversed(edges):
+        if edge.target in needed and edge.source in reached:
+            needed.add(edge.source)
+    return needed | {source for source, target in request.seeds if target in needed and source in reached}
+
+
+def _refuse_missing(nodes: Mapping[Node, None]) -> None:
+    missing = {}
+    for node in nodes:
+        rule = RULES.get(node.op)
+        if rule is None:
+            missing.setdefault(f"{node.op} ({_unsupported(node)})", node)
+    if not missing:
+        return
+    lines = [f"  {op}, first used at {node.source or 'a line that was not recorded'}" for op, node in missing.items()]
+    raise MissingRuleError(
+        f"{len(missing)} operator{'s' * (len(missing) > 1)} on the way from the inputs to the outputs "
+        f"{'have' if len(missing) > 1 else 'has'} no derivative rule:\n" + "\n".join(lines) + "\n"
+        "Rewrite the function without them, or cut them off with `.detach()` if no derivative should flow through them."
+    )
+
+
+def _unsupported(node: Node) -> str:
+    return ", ".join(v.type for v in node.inputs if v.dtype in FLOATING) or "no floating input"

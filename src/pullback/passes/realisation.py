@@ -1,0 +1,251 @@
+"""Realisation: when and how the unevaluated products on an edge become tensors.
+
+Terms of equal pattern add up to one payload; terms of different patterns stay apart, unless the edge has a single row or is a
+result.  A payload runs over the labels that it depends on: what is merely repeated stays a label without a tensor.
+"""
+
+from dataclasses import replace
+from math import prod
+
+from ..expressions import Builder
+from ..graph import Value
+from ..index import Axis, Indices, Label, is_whole, labels_of, plain_axes
+from ..terms import Factor, Jac, Kernel, Part, Pattern, Term, canonical, free_labels, rename, summed_labels, term_pattern
+from ..terms import identity as identity_jac
+
+MOST_PATTERNS = 4  # an edge with more distinct patterns is written out: its terms would multiply on and on
+
+
+class Realisation:
+    """Turns terms into derived nodes of one builder; the `Realiser` that composition asks."""
+
+    def __init__(self, builder: Builder) -> None:
+        self.builder = builder
+
+    # ------------------------------------------------------------ settling edges
+
+    def settle(self, jac: Jac, dtype: str, name: str, rows: bool = True) -> Jac:
+        """The same edge with at most one factor in each term, and as few terms as the patterns allow.
+
+        dtype: that of the vertex which is to be eliminated; payloads are cast to it after summing.
+        rows: whether that vertex is the input side (an edge on its way down from the targets).
+        """
+        if any(isinstance(part, Kernel) for part in jac.parts):
+            return jac
+        terms = [part for part in jac.parts if isinstance(part, Term)]
+        if len(terms) == 1 and self._is_simple(terms[0], dtype):
+            return jac
+        narrow = prod(jac.out_shape if rows else jac.in_shape) == 1
+        groups = self._payloads(terms, dtype, name)
+        if (narrow and (len(groups) > 1 or not self._is_dense(groups[0], jac, rows))) or len(groups) > MOST_PATTERNS:
+            return self._one_tensor(groups, jac, dtype, name)
+        return replace(jac, parts=tuple(groups))
+
+    def _is_simple(self, term: Term, dtype: str) -> bool:
+        """Whether a term can be multiplied on as it is."""
+        if len(term.factors) > 1 or summed_labels(term):
+            return False
+        return all(f.value.dtype in (dtype, "bool") for f in term.factors)
+
+    def _is_dense(self, term: Term, jac: Jac, rows: bool) -> bool:
+        side, shape = (term.inp, jac.in_shape) if rows else (term.out, jac.out_shape)
+        return is_whole(side, shape)
+
+    def in_dtype(self, jac: Jac, dtype: str) -> bool:
+        """Whether every payload has this dtype already."""
+        return all(
+            isinstance(part, Term) and all(f.value.dtype in (dtype, "bool") for f in part.factors) for part in jac.parts
+        )
+
+    def _payloads(self, terms: list[Term], dtype: str, name: str) -> list[Term]:
+        """One term for each distinct pattern."""
+        groups: dict[Pattern, list[Term]] = {}
+        for term in terms:
+            term = canonical(term)
+            groups.setdefault(term_pattern(term), []).append(term)
+        return [rename(self._payload(group, dtype, name)) for group in groups.values()]
+
+    def _payload(self, group: list[Term], dtype: str, name: str) -> Term:
+        first = group[0]
+        if len(group) == 1 and self._is_simple(first, dtype):
+            return first
+        constant = sum(t.scale for t in group if not t.factors)
+        payloads = [t for t in group if t.factors]
+        if not payloads:
+            return replace(first, scale=constant)
+        depends = {label for t in payloads for f in t.factors for label in labels_of(f.axes)}
+        labels = tuple(label for label in free_labels(first) if label in depends)
+        total: Value | None = None
+        for t in payloads:
+            one = self.builder.contract(t.scale, t.factors, labels, dtype, name)
+            total = one if total is None else self.builder.pointwise("aten.add.Tensor", total, one, dtype=dtype, name=name)
+        assert total is not None
+        if constant:
+            total = self.builder.pointwise("aten.add.Tensor", total, constant, dtype=dtype, name=name)
+        return Term(1, (Factor(total, tuple(Axis(0, ((s, 1),)) for s in labels)),), first.out, first.inp)
+
+    def _one_tensor(self, terms: list[Term], jac: Jac, dtype: str, name: str) -> Jac:
+        """An edge whose only term is a whole tensor."""
+        value = self._sum(terms, jac, dtype, name)
+        out, inp = plain_axes(jac.out_shape), plain_axes(jac.in_shape)
+        return replace(jac, parts=(Term(1, (Factor(value, out + inp),), out, inp),))
+
+    # ------------------------------------------------------------ writing out
+
+    def written_out(self, jac: Jac, dtype: str, name: str) -> Value:
+        """The whole Jacobian as a tensor of shape out_shape + in_shape."""
+        terms = [self._as_term(part, jac) for part in jac.parts]
+        return self._sum(terms, jac, dtype, name)
+
+    def _as_term(self, part: Part, jac: Jac) -> Term:
+        if isinstance(part, Term):
+            return part
+        return self.push(part, self.identity(jac.in_shape, jac.in_dtype), jac.out_shape, jac.out_dtype)
+
+    def _sum(self, terms: list[Term], jac: Jac, dtype: str, name: str) -> Value:
+        """The sum of terms over all positions of an edge."""
+        shape = jac.out_shape + jac.in_shape
+        groups = self._payloads(terms, dtype, name)
+        joined = self._concatenated(groups, shape, dtype, name)
+        if joined is not None:
+            return joined
+        total: Value | None = None
+        for term in groups:
+            one = self._placed(term, term.out + term.inp, shape, dtype, name)
+            total = one if total is None else self.builder.pointwise("aten.add.Tensor", total, one, dtype=dtype, name=name)
+        return total if total is not None else self.builder.node("zeros", (shape, dtype), [(shape, dtype)])[0]
+
+    def _placed(self, term: Term, axes: Indices, shape: tuple[int, ...], dtype: str, name: str) -> Value:
+        """One term as a tensor: its payload, put where its labels say."""
+        if is_whole(axes, shape):
+            one_per_axis = tuple(dict.fromkeys(labels_of(axes)))
+            value = self.builder.contract(term.scale, term.factors, one_per_axis, dtype, name)
+            if value.shape == shape:
+                return value
+            return self.builder.place(value, one_per_axis, axes, shape, name)
+        labels = tuple(dict.fromkeys(labels_of(axes)))
+        value = self.builder.contract(term.scale, term.factors, labels, dtype, name)
+        return self.builder.place(value, labels, axes, shape, name)
+
+    def _concatenated(self, terms: list[Term], shape: tuple[int, ...], dtype: str, name: str) -> Value | None:
+        """Terms that cover an axis piece by piece (the transposes of split and unbind) are joined, not added."""
+        if len(terms) < 2:
+            return None
+        axes = [t.out + t.inp for t in terms]
+        partial = {d for a in axes for d, n in enumerate(shape) if not _covers(a[d], n)}
+        if len(partial) != 1:
+            return None
+        dim = partial.pop()
+        pieces = sorted(((_start(a[dim]), t, a) for t, a in zip(terms, axes, strict=True)), key=lambda p: p[0])
+        position = 0
+        for start, _, a in pieces:
+            if start != position or not _is_piece(a, dim):
+                return None
+            position += _extent(a[dim])
+        if position != shape[dim]:
+            return None
+        parts = []
+        for _, term, a in pieces:
+            size = _extent(a[dim])
+            whole = a[:dim] + (Axis(0, getattr(a[dim], "parts")),) + a[dim + 1 :]
+            parts.append(self._placed(term, whole, shape[:dim] + (size,) + shape[dim + 1 :], dtype, name))
+        return self.builder.node("aten.cat.default", (tuple(parts), dim), [(shape, dtype)], name=name)[0]
+
+    # ------------------------------------------------------------ single rows
+
+    def row(self, value: Value, target: Value, source: Value) -> Jac:
+        """A single-row edge that holds one tensor."""
+        inp = plain_axes(source.shape)
+        out = tuple(Axis(0) for _ in target.shape)
+        return Jac((Term(1, (Factor(value, inp),), out, inp),), target.shape, source.shape, target.dtype, source.dtype)
+
+    def is_tensor(self, jac: Jac) -> bool:
+        """Whether a settled single-row edge holds one tensor as large as the vertex."""
+        part = jac.parts[0] if len(jac.parts) == 1 else None
+        return isinstance(part, Term) and len(part.factors) == 1 and part.factors[0].value.size == prod(jac.in_shape)
+
+    def cotangent(self, jac: Jac, dtype: str) -> Value:
+        """A single-row edge as a tensor in the shape of its vertex."""
+        value = self.written_out(replace(jac, out_shape=(), parts=tuple(map(_without_rows, jac.parts))), dtype, "cotangent")
+        return value
+
+    # ------------------------------------------------------------ what composition asks for
+
+    def dense_input(self, term: Term, in_shape: tuple[int, ...], dtype: str) -> Term:
+        """The same term with whole, distinct labels on its input side."""
+        labels = tuple(dict.fromkeys(labels_of(term.out)))
+        if is_whole(term.inp, in_shape) and not set(labels) & set(labels_of(term.inp)):
+            return term
+        return self._dense(term, labels, term.inp, in_shape, dtype, False)
+
+    def dense_output(self, term: Term, out_shape: tuple[int, ...], dtype: str) -> Term:
+        """The same term with whole, distinct labels on its output side."""
+        labels = tuple(dict.fromkeys(labels_of(term.inp)))
+        if is_whole(term.out, out_shape) and not set(labels) & set(labels_of(term.out)):
+            return term
+        return self._dense(term, labels, term.out, out_shape, dtype, True)
+
+    def _dense(
+        self, term: Term, labels: tuple[Label, ...], side: Indices, shape: tuple[int, ...], dtype: str, output: bool
+    ) -> Term:
+        rows: Indices = tuple(Axis(0, ((s, 1),)) for s in labels)
+        sizes = tuple(s.size for s in labels)
+        value = self._placed(term, rows + side, sizes + shape, dtype, "dense")
+        whole = plain_axes(shape)
+        factor = Factor(value, tuple(Axis(0) if n == 1 else i for i, n in zip(rows + whole, sizes + shape, strict=True)))
+        return Term(1, (factor,), whole, term.inp) if output else Term(1, (factor,), term.out, whole)
+
+    def pull(self, term: Term, kernel: Kernel, shape: tuple[int, ...], dtype: str) -> Term:
+        """A dense cotangent (or several) pulled back through a kernel."""
+        labels = tuple(dict.fromkeys(labels_of(term.out)))
+        operand = self._operand(term, labels, term.inp, dtype)
+        value = self.builder.apply(kernel.pull, operand, tuple(s.size for s in labels), shape, dtype)
+        rows, inp = tuple(Axis(0, ((s, 1),)) for s in labels), plain_axes(shape)
+        return Term(1, (Factor(value, rows + inp),), term.out, inp)
+
+    def push(self, kernel: Kernel, term: Term, shape: tuple[int, ...], dtype: str) -> Term:
+        """A dense tangent (or several) pushed through a kernel."""
+        labels = tuple(dict.fromkeys(labels_of(term.inp)))
+        operand = self._operand(term, labels, term.out, dtype)
+        value = self.builder.apply(kernel.push, operand, tuple(s.size for s in labels), shape, dtype)
+        columns, out = tuple(Axis(0, ((s, 1),)) for s in labels), plain_axes(shape)
+        return Term(1, (Factor(value, columns + out),), out, term.inp)
+
+    def _operand(self, term: Term, labels: tuple[Label, ...], side: Indices, dtype: str) -> Value:
+        rows: Indices = tuple(Axis(0, ((s, 1),)) for s in labels)
+        sizes = tuple(s.size for s in labels)
+        side_shape = tuple(1 if not i.parts else i.parts[0][0].size for i in side if isinstance(i, Axis))
+        return self._placed(term, rows + side, sizes + side_shape, dtype, "operand")
+
+    def identity(self, shape: tuple[int, ...], dtype: str) -> Term:
+        """A δ with distinct labels on both sides, written out."""
+        part = identity_jac(shape, dtype).parts[0]
+        assert isinstance(part, Term)
+        return self.dense_output(part, shape, dtype)
+
+
+def _without_rows(part: Part) -> Part:
+    return part if isinstance(part, Kernel) else replace(part, out=())
+
+
+def _covers(index: object, extent: int) -> bool:
+    """Whether an axis reaches every position by its labels."""
+    if not isinstance(index, Axis) or index.offset:
+        return False
+    return prod(label.size for label, _ in index.parts) == extent
+
+
+def _start(index: object) -> int:
+    return index.offset if isinstance(index, Axis) else -1
+
+
+def _extent(index: object) -> int:
+    return prod(label.size for label, _ in index.parts) if isinstance(index, Axis) else 0
+
+
+def _is_piece(axes: Indices, dim: int) -> bool:
+    """A contiguous run along one axis, whose label no other axis has."""
+    axis = axes[dim]
+    if not isinstance(axis, Axis) or len(axis.parts) > 1 or any(stride != 1 for _, stride in axis.parts):
+        return False
+    return not set(labels_of([axis])) & set(labels_of(axes[:dim] + axes[dim + 1 :]))

@@ -1,0 +1,412 @@
+"""Structured Jacobians: sums of products of tensor entries and δs.
+
+A Jacobian ∂y/∂x is a list of terms.  A term
+
+    scale · Π factor[…]     at output position `out`, input position `inp`
+
+has an entry for every setting of its labels; a label on both sides is a δ, a label on neither side is summed.
+`y = tanh x` is one term (1 − y²)[i] with out = (i), inp = (i); `y = A B` is B[k,j] with out = (i,j), inp = (i,k).
+A linear map that no formula describes (a convolution) is a `Kernel`: it can be applied, forward or transposed.
+
+Terms are never merged here: (w @ w).sum() must not become a tensor with n⁴ entries.  What has to be computed to go on
+(a position that no closed form describes, a kernel applied to a payload) is asked of a `Realiser`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, Union
+
+from .errors import GraphError
+from .graph import Value, replace_values, values_in
+from .index import (
+    Axis,
+    Disjoint,
+    Index,
+    Indices,
+    Label,
+    Lookup,
+    Unresolvable,
+    fresh,
+    is_whole,
+    labels_of,
+    of_label,
+    plain_axes,
+    substitute,
+    tables_of,
+    unify,
+)
+
+Scalar = float | int
+
+
+class Hole:
+    """Where in an argument list the operand of a linear map goes."""
+
+    def __repr__(self) -> str:
+        return "□"
+
+
+HOLE = Hole()
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """The entry of a tensor at a position."""
+
+    value: Value
+    axes: Indices
+
+    def __repr__(self) -> str:
+        return f"{self.value.name}[{', '.join(map(repr, self.axes))}]" if self.axes else self.value.name
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One product; see the head of this file."""
+
+    scale: Scalar
+    factors: tuple[Factor, ...]
+    out: Indices
+    inp: Indices
+
+    def __repr__(self) -> str:
+        payload = " ".join(map(repr, self.factors))
+        scale = "" if self.scale == 1 and payload else f"{self.scale:g}" + (" " if payload else "")
+        return f"{scale}{payload} at ({', '.join(map(repr, self.out))} | {', '.join(map(repr, self.inp))})"
+
+
+@dataclass(frozen=True)
+class Application:
+    """A linear operator call with its operand left open: `op(*args)` with `HOLE` for the operand.
+
+    output: which of the operator's results is meant.
+    leading: whether the operator leaves further leading axes of the operand alone, so that many operands can be
+        passed at once by stacking them in front; otherwise they are mapped over.
+    """
+
+    op: str
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...] = ()
+    output: int = 0
+    leading: bool = False
+
+    def values(self) -> Iterator[Value]:
+        """Every tensor but the operand."""
+        return values_in((self.args, self.kwargs))
+
+    def replace_values(self, replacement: Callable[[Value], Any]) -> "Application":
+        """The same call on other tensors."""
+        return replace(
+            self, args=replace_values(self.args, replacement), kwargs=replace_values(self.kwargs, replacement)
+        )
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(a.name if isinstance(a, Value) else repr(a) for a in self.args)
+        return f"{self.op}({arguments})"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A linear map from x to y by two operators: `push` takes a tangent of x to one of y, `pull` a cotangent back."""
+
+    push: Application
+    pull: Application
+
+    def __repr__(self) -> str:
+        return f"kernel {self.push!r}"
+
+
+Part = Union[Term, Kernel]
+
+
+@dataclass(frozen=True)
+class Jac:
+    """A Jacobian: parts that add up, the shapes on both sides, and the dtypes of both sides.
+
+    No parts means zero.  A cotangent is cast to `in_dtype` after all that arrives at x has been summed.
+    """
+
+    parts: tuple[Part, ...]
+    out_shape: tuple[int, ...]
+    in_shape: tuple[int, ...]
+    out_dtype: str = "float32"
+    in_dtype: str = "float32"
+
+    def check(self) -> None:
+        """Raise GraphError unless every term has one index for each axis."""
+        for part in self.parts:
+            if isinstance(part, Term) and (len(part.out), len(part.inp)) != (len(self.out_shape), len(self.in_shape)):
+                raise GraphError(f"term {part!r} does not fit shapes {self.out_shape} | {self.in_shape}")
+
+    def __str__(self) -> str:
+        return " + ".join(map(repr, self.parts)) or "0"
+
+
+class Realiser(Protocol):
+    """Computes what composition cannot leave unevaluated."""
+
+    def dense_input(self, term: Term, in_shape: tuple[int, ...], dtype: str) -> Term:
+        """The same term with plain labels on its input side."""
+        ...
+
+    def dense_output(self, term: Term, out_shape: tuple[int, ...], dtype: str) -> Term:
+        """The same term with plain labels on its output side."""
+        ...
+
+    def pull(self, term: Term, kernel: Kernel, shape: tuple[int, ...], dtype: str) -> Term:
+        """A term whose input side is dense, pulled back through a kernel whose input has this shape."""
+        ...
+
+    def push(self, kernel: Kernel, term: Term, shape: tuple[int, ...], dtype: str) -> Term:
+        """A term whose output side is dense, pushed through a kernel whose output has this shape."""
+        ...
+
+    def identity(self, shape: tuple[int, ...], dtype: str) -> Term:
+        """A dense identity."""
+        ...
+
+
+# ---------------------------------------------------------------- making terms
+
+
+def term(out: Indices, inp: Indices, *factors: Factor, scale: Scalar = 1) -> Term:
+    """A term, in the order in which it is read: where, and then what."""
+    return Term(scale, factors, out, inp)
+
+
+def identity(shape: tuple[int, ...], dtype: str) -> Jac:
+    """∂x/∂x."""
+    axes = plain_axes(shape)
+    return Jac((Term(1, (), axes, axes),), shape, shape, dtype, dtype)
+
+
+def zero(out_shape: tuple[int, ...], in_shape: tuple[int, ...], out_dtype: str, in_dtype: str) -> Jac:
+    """The Jacobian of what does not depend on x."""
+    return Jac((), out_shape, in_shape, out_dtype, in_dtype)
+
+
+# ---------------------------------------------------------------- the algebra
+
+
+def add(left: Jac, right: Jac) -> Jac:
+    """Join two parallel edges."""
+    return replace(left, parts=left.parts + right.parts)
+
+
+def transpose(jac: Jac) -> Jac:
+    """Jᵀ."""
+    return Jac(tuple(map(_transpose_part, jac.parts)), jac.in_shape, jac.out_shape, jac.in_dtype, jac.out_dtype)
+
+
+def _transpose_part(part: Part) -> Part:
+    if isinstance(part, Kernel):
+        return Kernel(part.pull, part.push)
+    return replace(part, out=part.inp, inp=part.out)
+
+
+def compose(left: Jac, right: Jac, realiser: Realiser) -> Jac:
+    """∂z/∂x = ∂z/∂y · ∂y/∂x, term by term; payloads stay unevaluated products wherever a closed form exists."""
+    if left.in_shape != right.out_shape:
+        raise GraphError(f"∂z/∂y has inputs {left.in_shape}, but ∂y/∂x has outputs {right.out_shape}")
+    parts: list[Part] = []
+    for a in left.parts:
+        for b in right.parts:
+            product = _compose_parts(a, b, left, right, realiser)
+            if product is not None:
+                parts.append(product)
+    return Jac(tuple(parts), left.out_shape, right.in_shape, left.out_dtype, right.in_dtype)
+
+
+def _compose_parts(a: Part, b: Part, left: Jac, right: Jac, realiser: Realiser) -> Part | None:
+    if isinstance(b, Kernel):
+        if isinstance(a, Kernel):
+            b_term = realiser.push(b, realiser.identity(right.in_shape, right.in_dtype), right.out_shape, right.out_dtype)
+            return realiser.push(a, b_term, left.out_shape, left.out_dtype)
+        dense = realiser.dense_input(a, left.in_shape, left.in_dtype)
+        return realiser.pull(dense, b, right.in_shape, right.in_dtype)
+    if isinstance(a, Kernel):
+        dense = realiser.dense_output(b, right.out_shape, right.out_dtype)
+        return realiser.push(a, dense, left.out_shape, left.out_dtype)
+    try:
+        return compose_terms(a, b, left.in_shape)
+    except Unresolvable:
+        return compose_terms(realiser.dense_input(a, left.in_shape, left.in_dtype), b, left.in_shape)
+
+
+def compose_terms(a: Term, b: Term, shape: tuple[int, ...]) -> Term | None:
+    """The product of two terms that meet in a tensor of the given shape; None if it is zero.
+
+    Raises Unresolvable where the labels on which they meet are no box.
+    """
+    if set(term_labels(a)) & set(term_labels(b)):
+        b = rename(b)
+    try:
+        mapping = unify(a.inp, b.out, shape)
+    except Disjoint:
+        return None
+    product = Term(
+        a.scale * b.scale,
+        _substitute_factors(a.factors + b.factors, mapping),
+        tuple(substitute(i, mapping) for i in a.out),
+        tuple(substitute(i, mapping) for i in b.inp),
+    )
+    met = labels_of(substitute(i, mapping) for i in a.inp)
+    repeats = set(met) - set(term_labels(product))
+    scale = product.scale
+    for label in repeats:  # a label that nothing depends on any more: its sum is a count
+        scale *= label.size
+    return replace(product, scale=scale) if scale else None
+
+
+def _substitute_factors(factors: tuple[Factor, ...], mapping: dict[Label, Index]) -> tuple[Factor, ...]:
+    if not mapping:
+        return factors
+    return tuple(Factor(f.value, tuple(substitute(i, mapping) for i in f.axes)) for f in factors)
+
+
+# ---------------------------------------------------------------- reading terms
+
+
+def term_labels(part: Term) -> Iterator[Label]:
+    """Every label of a term: out, inp, then factors; with repetitions."""
+    yield from labels_of(part.out)
+    yield from labels_of(part.inp)
+    for factor in part.factors:
+        yield from labels_of(factor.axes)
+
+
+def free_labels(part: Term) -> tuple[Label, ...]:
+    """The labels that are not summed, outputs first, each once."""
+    return tuple(dict.fromkeys([*labels_of(part.out), *labels_of(part.inp)]))
+
+
+def summed_labels(part: Term) -> set[Label]:
+    """The labels that occur in factors alone."""
+    return {label for f in part.factors for label in labels_of(f.axes)} - set(free_labels(part))
+
+
+def rename(part: Term) -> Term:
+    """The same term with labels that occur nowhere else."""
+    mapping: dict[Label, Index] = {label: of_label(fresh(label.size)) for label in dict.fromkeys(term_labels(part))}
+    return _map_labels(part, mapping)
+
+
+def canonical(part: Term) -> Term:
+    """Labels numbered by first occurrence (output, input, factors by age of their value): equal products look equal."""
+    ordered = replace(part, factors=tuple(sorted(part.factors, key=lambda f: f.value.serial)))
+    mapping: dict[Label, Index] = {
+        label: of_label(Label(k, label.size)) for k, label in enumerate(dict.fromkeys(term_labels(ordered)))
+    }
+    return _map_labels(ordered, mapping)
+
+
+def _map_labels(part: Term, mapping: dict[Label, Index]) -> Term:
+    return Term(
+        part.scale,
+        _substitute_factors(part.factors, mapping),
+        tuple(substitute(i, mapping) for i in part.out),
+        tuple(substitute(i, mapping) for i in part.inp),
+    )
+
+
+def term_values(part: Term) -> Iterator[Value]:
+    """Every tensor that a term reads, index tensors included."""
+    yield from tables_of(part.out)
+    yield from tables_of(part.inp)
+    for factor in part.factors:
+        yield factor.value
+        yield from tables_of(factor.axes)
+
+
+def is_relabelling(jac: Jac) -> bool:
+    """Whether the Jacobian is one term that only renames, sums or repeats whole axes."""
+    if len(jac.parts) != 1 or not isinstance(jac.parts[0], Term) or jac.parts[0].factors:
+        return False
+    part = jac.parts[0]
+    return is_whole(part.out, jac.out_shape) and is_whole(part.inp, jac.in_shape)
+
+
+# ---------------------------------------------------------------- patterns
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Where a term can be other than zero: a term without its payload, in canonical form."""
+
+    out: Indices
+    inp: Indices
+
+    def __repr__(self) -> str:
+        return f"({', '.join(map(repr, self.out))} | {', '.join(map(repr, self.inp))})"
+
+
+def term_pattern(part: Term) -> Pattern:
+    """The pattern of one term."""
+    bare = canonical(Term(1, (), part.out, part.inp))
+    return Pattern(bare.out, bare.inp)
+
+
+def pattern(jac: Jac) -> frozenset[Pattern]:
+    """The set of distinct patterns of a Jacobian: what the planner multiplies and adds.
+
+    A semiring: the product works pairwise, addition is union.  (Merging on addition would not distribute.)
+    """
+    return frozenset(
+        term_pattern(part) if isinstance(part, Term) else dense_pattern(jac.out_shape, jac.in_shape) for part in jac.parts
+    )
+
+
+def dense_pattern(out_shape: tuple[int, ...], in_shape: tuple[int, ...]) -> Pattern:
+    """The pattern without any structure."""
+    return term_pattern(Term(1, (), plain_axes(out_shape), plain_axes(in_shape)))
+
+
+def compose_patterns(
+    left: Iterable[Pattern], right: Iterable[Pattern], shape: tuple[int, ...]
+) -> frozenset[Pattern]:
+    """pattern(A) ∘ pattern(B), where A and B meet in a tensor of the given shape."""
+    products = set()
+    for a in left:
+        for b in right:
+            a_term, b_term = Term(1, (), a.out, a.inp), Term(1, (), b.out, b.inp)
+            try:
+                product = compose_terms(a_term, b_term, shape)
+            except Unresolvable:
+                product = compose_terms(replace(a_term, inp=plain_axes(shape)), b_term, shape)
+            if product is not None:
+                products.add(term_pattern(product))
+    return frozenset(products)
+
+
+__all__ = [
+    "HOLE",
+    "Application",
+    "Axis",
+    "Factor",
+    "Jac",
+    "Kernel",
+    "Lookup",
+    "Part",
+    "Pattern",
+    "Realiser",
+    "Scalar",
+    "Term",
+    "add",
+    "canonical",
+    "compose",
+    "compose_patterns",
+    "compose_terms",
+    "dense_pattern",
+    "free_labels",
+    "identity",
+    "is_relabelling",
+    "pattern",
+    "rename",
+    "summed_labels",
+    "term",
+    "term_labels",
+    "term_pattern",
+    "term_values",
+    "transpose",
+    "zero",
+]
