@@ -10,7 +10,7 @@ from typing import Any
 from .compilation import OrderName
 from .derivatives import Argnums, Gradient, Jacobian, JacobianVector, VectorJacobian
 from .errors import ArgumentError, ShapeError
-from .torch_private import pytree
+from .torch_private import tree_flatten
 from .transform import Transform, execute
 
 BACKENDS = ("auto", "python")
@@ -49,7 +49,8 @@ def grad(
     >>> pullback.grad(lambda x: (x * x).sum())(torch.tensor([1.0, 2.0]))
     tensor([2., 4.])
     """
-    return Transform(f, Gradient(_argnums(argnums), has_aux, _order(order), False), _backend(backend))
+    _check_backend(backend)
+    return Transform(f, Gradient(_argnums(argnums), has_aux, _order(order), False))
 
 
 def value_and_grad(
@@ -71,7 +72,8 @@ def value_and_grad(
     >>> pullback.value_and_grad(lambda x: (x * x).sum())(torch.tensor([1.0, 2.0]))
     (tensor(5.), tensor([2., 4.]))
     """
-    return Transform(f, Gradient(_argnums(argnums), has_aux, _order(order), True), _backend(backend))
+    _check_backend(backend)
+    return Transform(f, Gradient(_argnums(argnums), has_aux, _order(order), True))
 
 
 def jacobian(
@@ -106,7 +108,8 @@ def jacobian(
             [0., 1.]])
     """
     _check_chunk(chunk_size)
-    return Transform(f, Jacobian(_argnums(argnums), has_aux, _order(order), chunk_size), _backend(backend))
+    _check_backend(backend)
+    return Transform(f, Jacobian(_argnums(argnums), has_aux, _order(order), chunk_size))
 
 
 def hessian(
@@ -219,10 +222,9 @@ def _order(order: Any) -> OrderName:
         raise ArgumentError(f"order={order!r}: it must be 'auto', 'forward', 'reverse' or a list of vertex names") from None
 
 
-def _backend(backend: Any) -> str:
+def _check_backend(backend: Any) -> None:
     if backend not in BACKENDS:
         raise ArgumentError(f"backend={backend!r}: {' and '.join(map(repr, BACKENDS))} exist so far")
-    return str(backend)
 
 
 def _check_chunk(chunk_size: Any) -> None:
@@ -236,8 +238,8 @@ def _check_tangents(primals: Any, tangents: Any) -> list[Any]:
         raise ArgumentError(
             f"jvp: primals and tangents must be tuples, not {type(primals).__name__} and {type(tangents).__name__}"
         )
-    flat_primals, spec = pytree().tree_flatten(primals)
-    flat, tangent_spec = pytree().tree_flatten(tangents)
+    flat_primals, spec = tree_flatten(primals)
+    flat, tangent_spec = tree_flatten(tangents)
     if spec != tangent_spec:
         raise ArgumentError(f"jvp: the tangents must have the structure of the primals, {spec}; they have {tangent_spec}")
     for k, (primal, tangent) in enumerate(zip(flat_primals, flat, strict=True)):

@@ -9,10 +9,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 from .cost import multiplications
+from .emit.fx import to_graph_module
 from .emit.lowering import lower
 from .emit.python import Program, emit_python
 from .errors import ArgumentError
@@ -56,6 +56,10 @@ class Compiled:
     alternatives: Mapping[str, int]
     paths: int
     edge_products: int
+
+    def graph_module(self) -> Any:
+        """The program as a `torch.fx.GraphModule`."""
+        return to_graph_module(self.program.graph)
 
     def plan(self) -> Plan:
         """How the derivative is computed, and what that costs."""
@@ -229,8 +233,3 @@ def check_sources(sources: Sequence[Value], describe: Callable[[Value], str]) ->
                 f"{describe(value)} is {value.type}: only float16, bfloat16, float32 and float64 tensors can be "
                 "differentiated with respect to; convert it, or leave it out of argnums"
             )
-
-
-def rows_of(values: Sequence[Value]) -> int:
-    """The number of rows of a Jacobian with these outputs."""
-    return sum(prod(v.shape) for v in values)

@@ -28,7 +28,8 @@ from .emit.python import emit_python
 from .errors import ArgumentError, CaptureError, ShapeError
 from .graph import Value
 from .structure import Leaf, Structure, numbered, rebuilder
-from .torch_private import pytree, torch_dtype
+from .emit.tensors import torch_dtype
+from .torch_private import tree_flatten, tree_unflatten
 
 Argnums = int | tuple[int, ...]
 
@@ -113,7 +114,7 @@ class CapturedCall:
             return whole, None, spec.num_leaves
         if type(whole) is not tuple or len(whole) != 2:
             raise ArgumentError(f"has_aux=True: {self.name} must return a tuple (output, aux)")
-        return whole[0], whole[1], pytree().tree_flatten(whole[0])[1].num_leaves
+        return whole[0], whole[1], tree_flatten(whole[0])[1].num_leaves
 
     def _refuse_mutated(self, sources: Sequence[Value]) -> None:
         changed = {old: new for old, new in self.captured.graph.mutations}
@@ -206,9 +207,9 @@ class Jacobian:
 
     def _structure(self, call: CapturedCall, output: Structure, count: int, width: int) -> Structure:
         """The outputs' structure with the arguments' structure in each leaf."""
-        _, spec = pytree().tree_flatten(output, is_leaf=lambda x: isinstance(x, Leaf))
+        _, spec = tree_flatten(output, is_leaf=lambda x: isinstance(x, Leaf))
         blocks = [call.structure(self.argnums, k * width) for k in range(count)]
-        return pytree().tree_unflatten(blocks, spec)
+        return tree_unflatten(blocks, spec)
 
     def _chunked(self, call: CapturedCall, sources: Sequence[Value], count: int) -> Callable[..., Any]:
         """Some rows (or, forward, columns) at a time: the memory is that of `chunk_size` of them, and the result's."""
@@ -320,8 +321,8 @@ def _check_cotangents(
 ) -> Sequence[torch.Tensor]:
     """The flat cotangents of a vjp; they must have the outputs' structure, shapes and dtypes."""
     given = cotangents[0] if len(cotangents) == 1 else cotangents
-    flat, spec = pytree().tree_flatten(given)
-    _, wanted = pytree().tree_flatten(output, is_leaf=lambda x: isinstance(x, Leaf))
+    flat, spec = tree_flatten(given)
+    _, wanted = tree_flatten(output, is_leaf=lambda x: isinstance(x, Leaf))
     if spec != wanted:
         raise ArgumentError(f"the cotangents of {name} must have the structure of its output, {wanted}; they have {spec}")
     for k, (cotangent, value) in enumerate(zip(flat, outputs, strict=True)):

@@ -16,12 +16,13 @@ from typing import Union
 
 from .graph import Value
 
-_ids = count()
+CANONICAL = 1000  # labels of canonical forms are numbered below; a fresh label must never be one of them
+_ids = count(CANONICAL)
 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A bound index that runs over range(size).  Canonical forms number their labels -1, -2, …: no fresh one is met."""
+    """A bound index that runs over range(size)."""
 
     id: int
     size: int
@@ -139,7 +140,15 @@ def substitute(index: Index, mapping: Mapping[Label, Index]) -> Index:
     return Axis(offset, _collect(parts))
 
 
-def _collect(parts: list[tuple[Label, int]]) -> tuple[tuple[Label, int], ...]:
+def normal(index: Index) -> Index:
+    """The same positions without labels of size 1, largest stride first: index maps that are equal look equal."""
+    if isinstance(index, Lookup):
+        return Lookup(index.table, tuple(map(normal, index.axes)))
+    parts = [part for part in _collect(index.parts) if part[0].size != 1]
+    return Axis(index.offset, tuple(sorted(parts, key=lambda part: (-part[1], -part[0].size, part[0].id))))
+
+
+def _collect(parts: Iterable[tuple[Label, int]]) -> tuple[tuple[Label, int], ...]:
     """Add up the strides of a label that occurs twice."""
     strides: dict[Label, int] = {}
     for label, stride in parts:
@@ -160,11 +169,13 @@ def unify(left: Indices, right: Indices, shape: tuple[int, ...]) -> dict[Label, 
     for a, b, extent in zip(left, right, shape, strict=True):
         if extent == 1:  # there is but one position, even for a look-up
             continue
-        a, b = substitute(a, mapping), substitute(b, mapping)
+        a, b = normal(substitute(a, mapping)), normal(substitute(b, mapping))
         if a == b:
             continue
         for label, image in _agree(a, b, extent).items():
             image = substitute(image, mapping)  # an image may hold a label that the axis itself has just bound
+            if image == of_label(label):
+                continue
             if label in set(labels_of([image])):
                 raise Unresolvable
             mapping = {known: substitute(old, {label: image}) for known, old in mapping.items()}
@@ -255,13 +266,7 @@ def _match_digits(a: Axis, b: Axis) -> dict[Label, Index]:
     left, right = (sorted(x.parts, key=lambda part: -part[1]) for x in (a, b))
     if [(label.size, s) for label, s in left] != [(label.size, s) for label, s in right] or not is_mixed_radix(left):
         raise Unresolvable
-    mapping: dict[Label, Index] = {}
-    for (la, _), (lb, _) in zip(left, right, strict=True):
-        if la != lb:
-            if la in mapping or lb in mapping:
-                raise Unresolvable
-            mapping[la] = of_label(lb)
-    return mapping
+    return {la: of_label(lb) for (la, _), (lb, _) in zip(left, right, strict=True) if la != lb}
 
 
 def is_mixed_radix(parts: Iterable[tuple[Label, int]]) -> bool:
@@ -275,6 +280,5 @@ def is_mixed_radix(parts: Iterable[tuple[Label, int]]) -> bool:
 
 
 def _letter(number: int) -> str:
-    number = number if number >= 0 else ~number
     letters = "ijklmnpqrstuvwxyzabcdefgh"
     return letters[number % len(letters)] + (str(number // len(letters)) if number >= len(letters) else "")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .torch_private import pytree
+from .torch_private import tree_flatten, tree_unflatten
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ Structure = Any
 
 def numbered(spec: Any, start: int = 0) -> Structure:
     """The pytree of a spec with a `Leaf` for every leaf, numbered from `start`."""
-    return pytree().tree_unflatten([Leaf(start + k) for k in range(spec.num_leaves)], spec)
+    return tree_unflatten([Leaf(start + k) for k in range(spec.num_leaves)], spec)
 
 
 def rebuilder(structure: Structure) -> Callable[[Sequence[Any]], Any]:
@@ -30,10 +30,10 @@ def rebuilder(structure: Structure) -> Callable[[Sequence[Any]], Any]:
     constants: dict[str, Any] = {}
     source = _expression(structure, constants)
     if source is None:
-        leaves, spec = pytree().tree_flatten(structure, is_leaf=lambda x: isinstance(x, Leaf))
+        leaves, spec = tree_flatten(structure, is_leaf=lambda x: isinstance(x, Leaf))
         order = [leaf.position if isinstance(leaf, Leaf) else leaf for leaf in leaves]
         chosen = [isinstance(leaf, Leaf) for leaf in leaves]
-        return lambda r: pytree().tree_unflatten([r[o] if c else o for o, c in zip(order, chosen, strict=True)], spec)
+        return lambda r: tree_unflatten([r[o] if c else o for o, c in zip(order, chosen, strict=True)], spec)
     return eval(f"lambda r: {source}", constants)  # noqa: S307 - the source is generated right here
 
 
@@ -51,7 +51,7 @@ def _expression(structure: Structure, constants: dict[str, Any]) -> str | None:
         items = [_expression(item, constants) for item in structure.values()]
         keys = [_constant(key, constants) for key in structure]
         return None if None in items else "{" + ", ".join(f"{k}: {v}" for k, v in zip(keys, items, strict=True)) + "}"
-    return None if pytree().tree_flatten(structure)[1].num_leaves != 1 else _constant(structure, constants)
+    return None if tree_flatten(structure)[1].num_leaves != 1 else _constant(structure, constants)
 
 
 def _constant(item: Any, constants: dict[str, Any]) -> str:

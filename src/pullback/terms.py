@@ -14,21 +14,21 @@ Terms are never merged here: (w @ w).sum() must not become a tensor with n⁴ en
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Protocol, Union
 
 from .errors import GraphError
 from .graph import Value, replace_values, values_in
 from .index import (
-    Axis,
     Disjoint,
     Index,
     Indices,
     Label,
-    Lookup,
     Unresolvable,
     fresh,
     is_whole,
     labels_of,
+    normal,
     of_label,
     plain_axes,
     substitute,
@@ -220,7 +220,8 @@ def compose(left: Jac, right: Jac, realiser: Realiser) -> Jac:
 def _compose_parts(a: Part, b: Part, left: Jac, right: Jac, realiser: Realiser) -> Part | None:
     if isinstance(b, Kernel):
         if isinstance(a, Kernel):
-            b_term = realiser.push(b, realiser.identity(right.in_shape, right.in_dtype), right.out_shape, right.out_dtype)
+            eye = realiser.identity(right.in_shape, right.in_dtype)
+            b_term = realiser.push(b, eye, right.out_shape, right.out_dtype)
             return realiser.push(a, b_term, left.out_shape, left.out_dtype)
         dense = realiser.dense_input(a, left.in_shape, left.in_dtype)
         return realiser.pull(dense, b, right.in_shape, right.in_dtype)
@@ -230,7 +231,11 @@ def _compose_parts(a: Part, b: Part, left: Jac, right: Jac, realiser: Realiser) 
     try:
         return compose_terms(a, b, left.in_shape)
     except Unresolvable:
-        return compose_terms(realiser.dense_input(a, left.in_shape, left.in_dtype), b, left.in_shape)
+        dense = realiser.dense_input(a, left.in_shape, left.in_dtype)
+    try:
+        return compose_terms(dense, b, left.in_shape)
+    except Unresolvable:  # a factor of `dense` is read at 2i + j, where b looks i up
+        return compose_terms(dense, realiser.dense_output(b, right.out_shape, right.out_dtype), left.in_shape)
 
 
 def compose_terms(a: Term, b: Term, shape: tuple[int, ...]) -> Term | None:
@@ -238,6 +243,8 @@ def compose_terms(a: Term, b: Term, shape: tuple[int, ...]) -> Term | None:
 
     Raises Unresolvable where the labels on which they meet are no box.
     """
+    if vanishes(a) or vanishes(b):
+        return None
     if set(term_labels(a)) & set(term_labels(b)):
         b = rename(b)
     try:
@@ -250,12 +257,14 @@ def compose_terms(a: Term, b: Term, shape: tuple[int, ...]) -> Term | None:
         tuple(substitute(i, mapping) for i in a.out),
         tuple(substitute(i, mapping) for i in b.inp),
     )
-    met = labels_of(substitute(i, mapping) for i in a.inp)
-    repeats = set(met) - set(term_labels(product))
-    scale = product.scale
-    for label in repeats:  # a label that nothing depends on any more: its sum is a count
-        scale *= label.size
-    return replace(product, scale=scale) if scale else None
+    left = {*term_labels(a), *term_labels(b)} - mapping.keys() | set(labels_of(mapping.values()))
+    repeats = left - set(term_labels(product))  # labels that nothing depends on any more: their sum is a count
+    return replace(product, scale=product.scale * prod(label.size for label in repeats))
+
+
+def vanishes(part: Term) -> bool:
+    """Whether a term has no entries, or only zeros, whatever its payload is."""
+    return part.scale == 0 or any(label.size == 0 for label in term_labels(part))
 
 
 def _substitute_factors(factors: tuple[Factor, ...], mapping: dict[Label, Index]) -> tuple[Factor, ...]:
@@ -293,7 +302,9 @@ def rename(part: Term) -> Term:
 
 def canonical(part: Term) -> Term:
     """Labels numbered by first occurrence (output, input, factors by age of their value): equal products look equal."""
-    ordered = replace(part, factors=tuple(sorted(part.factors, key=lambda f: f.value.serial)))
+    factors = tuple(Factor(f.value, tuple(map(normal, f.axes))) for f in part.factors)
+    out, inp = tuple(map(normal, part.out)), tuple(map(normal, part.inp))
+    ordered = Term(part.scale, tuple(sorted(factors, key=lambda f: f.value.serial)), out, inp)
     mapping: dict[Label, Index] = {
         label: of_label(Label(k, label.size)) for k, label in enumerate(dict.fromkeys(term_labels(ordered)))
     }
@@ -352,7 +363,9 @@ def pattern(jac: Jac) -> frozenset[Pattern]:
     A semiring: the product works pairwise, addition is union.  (Merging on addition would not distribute.)
     """
     return frozenset(
-        term_pattern(part) if isinstance(part, Term) else dense_pattern(jac.out_shape, jac.in_shape) for part in jac.parts
+        term_pattern(part) if isinstance(part, Term) else dense_pattern(jac.out_shape, jac.in_shape)
+        for part in jac.parts
+        if isinstance(part, Kernel) or not vanishes(part)
     )
 
 
@@ -361,9 +374,7 @@ def dense_pattern(out_shape: tuple[int, ...], in_shape: tuple[int, ...]) -> Patt
     return term_pattern(Term(1, (), plain_axes(out_shape), plain_axes(in_shape)))
 
 
-def compose_patterns(
-    left: Iterable[Pattern], right: Iterable[Pattern], shape: tuple[int, ...]
-) -> frozenset[Pattern]:
+def compose_patterns(left: Iterable[Pattern], right: Iterable[Pattern], shape: tuple[int, ...]) -> frozenset[Pattern]:
     """pattern(A) ∘ pattern(B), where A and B meet in a tensor of the given shape."""
     products = set()
     for a in left:
@@ -376,37 +387,3 @@ def compose_patterns(
             if product is not None:
                 products.add(term_pattern(product))
     return frozenset(products)
-
-
-__all__ = [
-    "HOLE",
-    "Application",
-    "Axis",
-    "Factor",
-    "Jac",
-    "Kernel",
-    "Lookup",
-    "Part",
-    "Pattern",
-    "Realiser",
-    "Scalar",
-    "Term",
-    "add",
-    "canonical",
-    "compose",
-    "compose_patterns",
-    "compose_terms",
-    "dense_pattern",
-    "free_labels",
-    "identity",
-    "is_relabelling",
-    "pattern",
-    "rename",
-    "summed_labels",
-    "term",
-    "term_labels",
-    "term_pattern",
-    "term_values",
-    "transpose",
-    "zero",
-]

@@ -17,54 +17,13 @@ from .errors import UnsupportedTorchError
 
 SUPPORTED = "2.13"
 
-# name here                  where it lives in PyTorch
-PRIVATE = {
-    "TreeSpec":              "torch.utils._pytree:TreeSpec",
-    "tree_flatten":          "torch.utils._pytree:tree_flatten",
-    "tree_flatten_with_path": "torch.utils._pytree:tree_flatten_with_path",
-    "tree_leaves":           "torch.utils._pytree:tree_leaves",
-    "tree_map":              "torch.utils._pytree:tree_map",
-    "tree_unflatten":        "torch.utils._pytree:tree_unflatten",
-    "MappingKey":            "torch.utils._pytree:MappingKey",
-    "GetAttrKey":            "torch.utils._pytree:GetAttrKey",
-    "SequenceKey":           "torch.utils._pytree:SequenceKey",
-    "TorchDispatchMode":     "torch.utils._python_dispatch:TorchDispatchMode",
-    "disable_current_modes": "torch.utils._python_dispatch:_disable_current_modes",
-    "is_wrapper_subclass":   "torch.utils._python_dispatch:is_traceable_wrapper_subclass",
-    "would_decompose":       "torch.utils._python_dispatch:autograd_would_have_decomposed",
-    "enable_python_dispatcher": "torch._dispatch.python:enable_python_dispatcher",
-    "core_decompositions":   "torch._decomp:core_aten_decompositions",
-    "FakeTensor":            "torch._subclasses.fake_tensor:FakeTensor",
-    "FakeTensorMode":        "torch._subclasses.fake_tensor:FakeTensorMode",
-    "DataDependentOutput":   "torch._subclasses.fake_tensor:DataDependentOutputException",
-    "DynamicOutputShape":    "torch._subclasses.fake_tensor:DynamicOutputShapeException",
-    "UnsupportedFake":       "torch._subclasses.fake_tensor:UnsupportedFakeTensorException",
-    "UnsupportedOperator":   "torch._subclasses.fake_tensor:UnsupportedOperatorException",
-    "FunctionalTensor":      "torch._subclasses.functional_tensor:FunctionalTensor",
-    "OpOverload":            "torch._ops:OpOverload",
-    "HigherOrderOperator":   "torch._ops:HigherOrderOperator",
-    "clear_interpreters":    "torch._functorch.pyfunctorch:temporarily_clear_interpreter_stack",
-    "functionalize":         "torch._functorch.eager_transforms:functionalize",
-    "is_functorch_wrapped":  "torch._C._functorch:is_functorch_wrapped_tensor",
-    "functorch_unwrap":      "torch._C._functorch:get_unwrapped",
-    "DisableAutocast":       "torch._C:_DisableAutocast",
-    "get_fastpath_enabled":  "torch.backends.mha:get_fastpath_enabled",
-    "set_fastpath_enabled":  "torch.backends.mha:set_fastpath_enabled",
-    "before_any_module":     "torch.nn.modules.module:register_module_forward_pre_hook",
-    "after_any_module":      "torch.nn.modules.module:register_module_forward_hook",
-}  # fmt: skip
+PLACES: list[str] = []
 
 
-def check_all() -> None:
-    """Raise UnsupportedTorchError unless every private interface that we use exists in the installed PyTorch."""
-    missing = [place for place in PRIVATE.values() if _find(place) is None]
-    if not hasattr(torch.ops.aten.add.Tensor, "_op"):
-        missing.append("torch._ops:OpOverload._op")
-    if missing:
-        raise UnsupportedTorchError(
-            f"pullback supports PyTorch {SUPPORTED}.x, but PyTorch {torch.__version__} is installed, which lacks "
-            f"{', '.join(missing)}: install torch=={SUPPORTED}.*"
-        )
+def _private(place: str) -> Any:
+    """What stands at "module:name", or None; the place is remembered for `check_all`."""
+    PLACES.append(place)
+    return _find(place)
 
 
 def _find(place: str) -> Any:
@@ -75,41 +34,62 @@ def _find(place: str) -> Any:
         return None
 
 
-check_all()
+TreeSpec: Any = _private("torch.utils._pytree:TreeSpec")
+tree_flatten: Callable[..., Any] = _private("torch.utils._pytree:tree_flatten")
+tree_flatten_with_path: Callable[..., Any] = _private("torch.utils._pytree:tree_flatten_with_path")
+tree_leaves: Callable[..., Any] = _private("torch.utils._pytree:tree_leaves")
+tree_map: Callable[..., Any] = _private("torch.utils._pytree:tree_map")
+tree_unflatten: Callable[..., Any] = _private("torch.utils._pytree:tree_unflatten")
+MappingKey: Any = _private("torch.utils._pytree:MappingKey")
+GetAttrKey: Any = _private("torch.utils._pytree:GetAttrKey")
+SequenceKey: Any = _private("torch.utils._pytree:SequenceKey")
+TorchDispatchMode: Any = _private("torch.utils._python_dispatch:TorchDispatchMode")
+disable_current_modes: Callable[..., Any] = _private("torch.utils._python_dispatch:_disable_current_modes")
+is_wrapper_subclass: Callable[..., bool] = _private("torch.utils._python_dispatch:is_traceable_wrapper_subclass")
+would_decompose: Callable[..., bool] = _private("torch.utils._python_dispatch:autograd_would_have_decomposed")
+enable_python_dispatcher: Callable[..., Any] = _private("torch._dispatch.python:enable_python_dispatcher")
+core_decompositions: Callable[..., Any] = _private("torch._decomp:core_aten_decompositions")
+decompositions: Any = _private("torch._decomp:decompositions")
+FakeTensor: Any = _private("torch._subclasses.fake_tensor:FakeTensor")
+FakeTensorMode: Any = _private("torch._subclasses.fake_tensor:FakeTensorMode")
+DataDependentOutput: Any = _private("torch._subclasses.fake_tensor:DataDependentOutputException")
+DynamicOutputShape: Any = _private("torch._subclasses.fake_tensor:DynamicOutputShapeException")
+UnsupportedFake: Any = _private("torch._subclasses.fake_tensor:UnsupportedFakeTensorException")
+UnsupportedOperator: Any = _private("torch._subclasses.fake_tensor:UnsupportedOperatorException")
+FunctionalTensor: Any = _private("torch._subclasses.functional_tensor:FunctionalTensor")
+OpOverload: Any = _private("torch._ops:OpOverload")
+HigherOrderOperator: Any = _private("torch._ops:HigherOrderOperator")
+clear_interpreters: Callable[..., Any] = _private("torch._functorch.pyfunctorch:temporarily_clear_interpreter_stack")
+enable_functionalization: Callable[..., Any] = _private("torch:_enable_functionalization")
+disable_functionalization: Callable[..., Any] = _private("torch:_disable_functionalization")
+to_functional: Callable[[Tensor], Tensor] = _private("torch:_to_functional_tensor")
+from_functional: Callable[[Tensor], Tensor] = _private("torch:_from_functional_tensor")
+sync: Callable[[Tensor], None] = _private("torch:_sync")
+is_functorch_wrapped: Callable[[Tensor], bool] = _private("torch._C._functorch:is_functorch_wrapped_tensor")
+functorch_unwrap: Callable[[Tensor], Tensor] = _private("torch._C._functorch:get_unwrapped")
+DisableAutocast: Any = _private("torch._C:_DisableAutocast")
+get_fastpath_enabled: Callable[[], bool] = _private("torch.backends.mha:get_fastpath_enabled")
+get_mkldnn_enabled: Callable[[], bool] = _private("torch._C:_get_mkldnn_enabled")
+set_mkldnn_enabled: Callable[[bool], None] = _private("torch._C:_set_mkldnn_enabled")
+set_fastpath_enabled: Callable[[bool], None] = _private("torch.backends.mha:set_fastpath_enabled")
+set_grad_enabled: Callable[[bool], None] = _private("torch._C:_set_grad_enabled")
+before_any_module: Callable[..., Any] = _private("torch.nn.modules.module:register_module_forward_pre_hook")
+after_any_module: Callable[..., Any] = _private("torch.nn.modules.module:register_module_forward_hook")
 
-TreeSpec: Any = _find(PRIVATE["TreeSpec"])
-tree_flatten: Callable[..., Any] = _find(PRIVATE["tree_flatten"])
-tree_flatten_with_path: Callable[..., Any] = _find(PRIVATE["tree_flatten_with_path"])
-tree_leaves: Callable[..., Any] = _find(PRIVATE["tree_leaves"])
-tree_map: Callable[..., Any] = _find(PRIVATE["tree_map"])
-tree_unflatten: Callable[..., Any] = _find(PRIVATE["tree_unflatten"])
-MappingKey: Any = _find(PRIVATE["MappingKey"])
-GetAttrKey: Any = _find(PRIVATE["GetAttrKey"])
-SequenceKey: Any = _find(PRIVATE["SequenceKey"])
-TorchDispatchMode: Any = _find(PRIVATE["TorchDispatchMode"])
-disable_current_modes: Callable[..., Any] = _find(PRIVATE["disable_current_modes"])
-is_wrapper_subclass: Callable[..., bool] = _find(PRIVATE["is_wrapper_subclass"])
-would_decompose: Callable[..., bool] = _find(PRIVATE["would_decompose"])
-enable_python_dispatcher: Callable[..., Any] = _find(PRIVATE["enable_python_dispatcher"])
-core_decompositions: Callable[..., Any] = _find(PRIVATE["core_decompositions"])
-FakeTensor: Any = _find(PRIVATE["FakeTensor"])
-FakeTensorMode: Any = _find(PRIVATE["FakeTensorMode"])
-DataDependentOutput: Any = _find(PRIVATE["DataDependentOutput"])
-DynamicOutputShape: Any = _find(PRIVATE["DynamicOutputShape"])
-UnsupportedFake: Any = _find(PRIVATE["UnsupportedFake"])
-UnsupportedOperator: Any = _find(PRIVATE["UnsupportedOperator"])
-FunctionalTensor: Any = _find(PRIVATE["FunctionalTensor"])
-OpOverload: Any = _find(PRIVATE["OpOverload"])
-HigherOrderOperator: Any = _find(PRIVATE["HigherOrderOperator"])
-clear_interpreters: Callable[..., Any] = _find(PRIVATE["clear_interpreters"])
-functionalize: Callable[..., Any] = _find(PRIVATE["functionalize"])
-is_functorch_wrapped: Callable[[Tensor], bool] = _find(PRIVATE["is_functorch_wrapped"])
-functorch_unwrap: Callable[[Tensor], Tensor] = _find(PRIVATE["functorch_unwrap"])
-DisableAutocast: Any = _find(PRIVATE["DisableAutocast"])
-get_fastpath_enabled: Callable[[], bool] = _find(PRIVATE["get_fastpath_enabled"])
-set_fastpath_enabled: Callable[[bool], None] = _find(PRIVATE["set_fastpath_enabled"])
-before_any_module: Callable[..., Any] = _find(PRIVATE["before_any_module"])
-after_any_module: Callable[..., Any] = _find(PRIVATE["after_any_module"])
+
+def check_all() -> None:
+    """Raise UnsupportedTorchError unless every private interface that we use exists in the installed PyTorch."""
+    missing = [place for place in PLACES if _find(place) is None]
+    if not hasattr(torch.ops.aten.add.Tensor, "_op"):
+        missing.append("torch._ops:OpOverload._op")
+    if missing:
+        raise UnsupportedTorchError(
+            f"pullback supports PyTorch {SUPPORTED}.x, but PyTorch {torch.__version__} is installed, which lacks "
+            f"{', '.join(missing)}: install torch=={SUPPORTED}.*"
+        )
+
+
+check_all()
 
 
 @cache

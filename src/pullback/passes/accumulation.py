@@ -8,14 +8,15 @@ single row becomes one tensor.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from math import prod
 
 from ..expressions import Builder
 from ..graph import Node, Value
+from ..rules.edges import local_jacobian, rule_of
 from ..rules.kinds import Call, Pointwise
 from ..stages import Edge, LinearGraph, Order
-from ..terms import Factor, Jac, Term, add, compose, is_relabelling
-from .local_jacobians import rule_of
+from ..terms import Jac, add, compose, is_relabelling
 from .realisation import Realisation
 
 
@@ -81,14 +82,8 @@ class _Elimination:
         return self.edges[source][target]
 
     def _local_jacobian(self, pending: Sequence[Edge]) -> Jac:
-        parts = []
-        source, target = pending[0].source, pending[0].target
-        for e in pending:
-            self.builder.source, self.builder.scope = e.node.source, e.node.scope
-            parts += rule_of(e.node).parts(Call(e.node, self.builder), e.output, e.operand)
-        jac = Jac(tuple(parts), target.shape, source.shape, target.dtype, source.dtype)
-        jac.check()
-        return jac
+        parallel = [local_jacobian(e, self.builder) for e in pending]
+        return reduce(add, parallel)
 
     # ------------------------------------------------------------ one vertex
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import MissingRuleError
-from ..graph import FLOATING, Graph, Node, Value
-from ..rules import NONDIFFERENTIABLE, RULES
-from ..rules.kinds import Rule
+from ..graph import COMPLEX, FLOATING, Graph, Node, Value
+from ..rules import RULES
+from ..rules.edges import edges_of
 from ..stages import Edge, LinearGraph
 from ..terms import Jac
 
@@ -43,20 +43,6 @@ def linearise(graph: Graph, request: Request) -> LinearGraph:
     return LinearGraph(graph, request.sources, request.targets, tuple(vertices), edges, seeds)
 
 
-def edges_of(node: Node) -> list[Edge]:
-    """Every pair of a differentiable operand and a differentiable result."""
-    if node.op in NONDIFFERENTIABLE:
-        return []
-    operands = [(k, v) for k, v in enumerate(node.inputs) if v.is_floating]
-    results = [(k, v) for k, v in enumerate(node.outputs) if v is not None and v.is_floating]
-    return [Edge(source, target, node, output, k) for output, target in results for k, source in operands]
-
-
-def rule_of(node: Node) -> Rule:
-    """The rule of a node whose operator is known to have one."""
-    return RULES[node.op]
-
-
 def _reached_from(request: Request, edges: Sequence[Edge]) -> set[Value]:
     reached = {*request.sources, *(target for source, target in request.seeds if source in request.sources)}
     for edge in edges:
@@ -75,20 +61,18 @@ def _needed_by(request: Request, edges: Sequence[Edge], reached: set[Value]) -> 
 
 
 def _refuse_missing(nodes: Mapping[Node, None]) -> None:
-    missing = {}
+    missing: dict[str, Node] = {}
     for node in nodes:
-        rule = RULES.get(node.op)
-        if rule is None:
-            missing.setdefault(f"{node.op} ({_unsupported(node)})", node)
+        if any(v.dtype in COMPLEX for v in (*node.inputs, *node.results)):
+            missing.setdefault(f"{node.op} on complex numbers", node)
+        elif node.op not in RULES:
+            missing.setdefault(f"{node.op} on {', '.join(v.type for v in node.inputs if v.dtype in FLOATING)}", node)
     if not missing:
         return
     lines = [f"  {op}, first used at {node.source or 'a line that was not recorded'}" for op, node in missing.items()]
+    many = len(missing) > 1
     raise MissingRuleError(
-        f"{len(missing)} operator{'s' * (len(missing) > 1)} on the way from the inputs to the outputs "
-        f"{'have' if len(missing) > 1 else 'has'} no derivative rule:\n" + "\n".join(lines) + "\n"
+        f"{len(missing)} operator{'s' * many} on the way from the inputs to the outputs {'have' if many else 'has'} no "
+        "derivative rule:\n" + "\n".join(lines) + "\n"
         "Rewrite the function without them, or cut them off with `.detach()` if no derivative should flow through them."
     )
-
-
-def _unsupported(node: Node) -> str:
-    return ", ".join(v.type for v in node.inputs if v.dtype in FLOATING) or "no floating input"

@@ -226,11 +226,12 @@ def _pull_pointwise(fused: Callable[..., Symbol]) -> Pull:
     return pull
 
 
-def fused(op: str, cotangent: Symbol, *arguments: Any) -> Symbol:
+def fused(op: str, cotangent: Symbol, *arguments: Any, **keywords: Any) -> Symbol:
     """A fused backward kernel whose result has the shape and dtype of the cotangent."""
     bare = tuple(a.value if isinstance(a, Symbol) else a for a in (cotangent, *arguments))
     builder = cotangent.builder
-    return Symbol(builder.node(op, bare, [(cotangent.shape, cotangent.dtype)])[0], builder)
+    result = builder.node(op, bare, [(cotangent.shape, cotangent.dtype)], tuple(keywords.items()))
+    return Symbol(result[0], builder)
 
 
 @dataclass(frozen=True)
@@ -269,25 +270,33 @@ def multilinear_parts(form: str, operands: Sequence[Value], operand: int, scale:
     return (Term(scale, others, tuple(axis[s] for s in output), tuple(axis[s] for s in letters[operand])),)
 
 
+Image = tuple[Indices, Indices] | Kernel | Sequence[tuple[Indices, Indices]]
+
+
 @dataclass(frozen=True)
 class IndexMap(Rule):
-    """An operator each of whose outputs' entries is an entry of its operand.
+    """An operator each of whose outputs' entries is an entry of one of its operands.
 
     map: a function of the arguments (and `y`) that returns (out, inp): which entry of y is which entry of x.  It may
-        return a `Kernel` where no labels describe the map.
-    operand: which tensor operand is moved; the others (index tensors) have no derivative.
+        return a list of such pairs, or a `Kernel` where no labels describe the map.  Parameters called `operand` and
+        `output` are the numbers of the operand and of the result that are meant.
+    operand: which tensor operand is moved; the others (index tensors) have no derivative.  None: each of them is.
     """
 
-    map: Callable[..., tuple[Indices, Indices] | Kernel] | None = None
-    operand: int = 0
+    map: Callable[..., Image] | None = None
+    operand: int | None = 0
 
     def parts(self, call: Call, output: int, operand: int) -> tuple[Part, ...]:
-        """One term without a payload."""
-        if operand != self.operand:
+        """Terms without a payload."""
+        if self.operand not in (None, operand):
             return ()
         assert self.map is not None
-        image = call.evaluate(self.map)
-        return (image,) if isinstance(image, Kernel) else (Term(1, (), *image),)
+        names = parameters(self.map)
+        image = call.evaluate(self.map, **{k: n for k, n in (("operand", operand), ("output", output)) if k in names})
+        if isinstance(image, Kernel):
+            return (image,)
+        pairs = [image] if isinstance(image, tuple) else image
+        return tuple(Term(1, (), out, inp) for out, inp in pairs)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,55 @@
+"""pullback: a derivative compiler for PyTorch.
+
+General back-propagation: a function becomes its computational graph, every edge carries a structured local Jacobian, and the
+derivative that was asked for is compiled from them by the chain rule.  The names here are public; all else may change.
+"""
+
+from .api import grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
+from .errors import (
+    ArgumentError,
+    CaptureError,
+    GraphError,
+    MissingRuleError,
+    OrderError,
+    PullbackError,
+    RuleError,
+    ShapeError,
+    UnsupportedTorchError,
+)
+from .explain import LocalJacobian, TracedGraph, trace
+from .graph import Graph, Node, Source, Value
+from .stages import Edge, Order, Plan
+from .transform import Transform
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "CaptureError",
+    "Edge",
+    "Graph",
+    "GraphError",
+    "LocalJacobian",
+    "MissingRuleError",
+    "Node",
+    "Order",
+    "OrderError",
+    "Plan",
+    "PullbackError",
+    "RuleError",
+    "ShapeError",
+    "Source",
+    "TracedGraph",
+    "Transform",
+    "UnsupportedTorchError",
+    "Value",
+    "__version__",
+    "grad",
+    "hessian",
+    "hvp",
+    "jacobian",
+    "jvp",
+    "trace",
+    "value_and_grad",
+    "vjp",
+]

@@ -1,0 +1,37 @@
+"""What shares memory with an input, and copies of it where the input is overwritten at the end of a program."""
+
+from dataclasses import replace
+
+from ..graph import Graph, Node, Value, replace_values, values_in
+from .builtins import facts
+
+
+def aliased_inputs(graph: Graph) -> dict[Value, Value]:
+    """The input that each value may share memory with; values with memory of their own are left out."""
+    origin = {value: value for value in graph.inputs}
+    for node in graph.nodes:
+        if node.op == "batched" or not node.inputs or node.inputs[0] not in origin or not facts(node.op).aliases:
+            continue
+        origin.update(dict.fromkeys(node.results, origin[node.inputs[0]]))
+    return origin
+
+
+def protect_from_mutations(graph: Graph) -> Graph:
+    """The same program, in which nothing that is returned or written changes when an input is overwritten.
+
+    The derivative of `buffer * w` in `w` is `buffer` itself, as it was before the program wrote into it.
+    """
+    mutations = tuple((old, new) for old, new in graph.mutations if old is not new)
+    if not mutations:
+        return graph if not graph.mutations else replace(graph, mutations=())
+    origin, overwritten = aliased_inputs(graph), {old for old, _ in mutations}
+    wanted = values_in((graph.outputs, [new for _, new in mutations]))
+    exposed = dict.fromkeys(v for v in wanted if origin.get(v) in overwritten)
+    copies = {v: Value(f"{v.name}_copy", v.shape, v.dtype, v.device) for v in exposed}
+    clones = tuple(Node("aten.clone.default", (v,), (), (copy,)) for v, copy in copies.items())
+
+    def copied(value: Value) -> Value:
+        return copies.get(value, value)
+
+    outputs = replace_values(graph.outputs, copied)
+    return Graph(graph.inputs, graph.nodes + clones, outputs, tuple((old, copied(new)) for old, new in mutations))

@@ -1,0 +1,393 @@
+"""Recording of ATen calls: the modes that stand between a user's function and PyTorch while it is traced.
+
+`Trace` knows which tensors belong to the trace, and lifts every other tensor that the function reads to an input.
+`Recorder` writes down each ATen call below autograd; `Frontier` stands above autograd, where it still sees which
+function the user called, and refuses what would take a value out of the graph.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from . import torch_private as private
+from .graph import Source
+from .provenance import describe, refusal, user_source
+
+ATEN = torch.ops.aten
+DETACH, LIFT_FRESH = ATEN.detach.default, ATEN.lift_fresh.default
+CLONE, COPY = ATEN.clone.default, ATEN.copy_.default
+_current = threading.local()
+
+
+# Tensors inside nested arguments -------------------------------------------------------------------------------------
+
+
+def map_tensors(tree: Any, change: Callable[[Tensor], Any]) -> Any:
+    """The same nested lists, tuples and dicts with every tensor replaced; what holds no tensor is not copied."""
+    if isinstance(tree, Tensor):
+        return change(tree)
+    if isinstance(tree, (list, tuple)):
+        items = [map_tensors(item, change) for item in tree]
+        if all(new is old for new, old in zip(items, tree, strict=True)):
+            return tree
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    if isinstance(tree, dict):
+        changed = {key: map_tensors(item, change) for key, item in tree.items()}
+        return changed if any(changed[key] is not tree[key] for key in tree) else tree
+    return tree
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """Every tensor in nested lists, tuples and dicts, in order."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (list, tuple)):
+        for item in tree:
+            yield from tensors_in(item)
+    elif isinstance(tree, dict):
+        yield from tensors_in(list(tree.values()))
+
+
+def flat_results(result: Any) -> list[Any]:
+    """What an operator returned, one entry for each tensor, with None where a tensor is left undefined."""
+    if isinstance(result, (list, tuple)):
+        return [leaf for item in result for leaf in flat_results(item)]
+    return [result]
+
+
+# The trace -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Step:
+    """One ATen call: its tensors are fakes, told apart by identity."""
+
+    op: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    results: list[Any]
+    source: Source | None
+    scope: str
+
+    @property
+    def mutates(self) -> bool:
+        """Whether the call writes into one of its arguments."""
+        return bool(self.op._schema.is_mutable)
+
+
+@dataclass
+class Trace:
+    """What belongs to one capture: its fake tensors, and the real ones that it had to lift.
+
+    lifted: by identity of the tensor that was lifted: that tensor and the fake that stands for it.
+    created: identities of lifted tensors which the function itself made of Python numbers.
+    """
+
+    inside_transform: bool = False
+    mode: Any = field(default_factory=lambda: private.FakeTensorMode(allow_non_fake_inputs=True))
+    lifted: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    created: set[int] = field(default_factory=set)
+    names: dict[int, str] = field(default_factory=dict)
+    scope: str = ""
+
+    def owns(self, tensor: Tensor) -> bool:
+        """Whether a tensor is a fake of this trace, perhaps inside wrappers of a `vmap` that the function calls."""
+        if type(tensor) is private.FakeTensor:
+            return tensor.fake_mode is self.mode
+        return private.is_functorch_wrapped(tensor) and (
+            not self.inside_transform or self.owns(private.unwrapped(tensor))
+        )
+
+    def fake(self, tensor: Tensor) -> Tensor:
+        """A fake with the shape, strides, dtype and device of a tensor, whose values are never looked at."""
+        with private.disable_current_modes(), self.mode:
+            return torch.empty_strided(
+                tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=tensor.device
+            )
+
+    def lift(self, tensor: Tensor) -> Tensor:
+        """The fake that stands for a tensor of the function's surroundings; the same fake each time."""
+        if id(tensor) not in self.lifted:
+            problem = unsupported_kind(tensor)
+            if problem:
+                raise refusal(f"f reads {problem}", "Convert it to an ordinary dense tensor first.")
+            self.lifted[id(tensor)] = (tensor, self.fake(tensor))
+        return self.lifted[id(tensor)][1]
+
+    def own(self, tree: Any) -> Any:
+        """Arguments in which every tensor belongs to this trace."""
+        return map_tensors(tree, lambda tensor: tensor if self.owns(tensor) else self.lift(tensor))
+
+    @property
+    def is_current(self) -> bool:
+        """Whether no other capture has started inside this one and not ended yet."""
+        return getattr(_current, "trace", None) is self
+
+    def __enter__(self) -> "Trace":
+        self._outer = getattr(_current, "trace", None)
+        _current.trace = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _current.trace = self._outer
+
+
+def unsupported_kind(tensor: Tensor) -> str:
+    """Why a tensor cannot be an input of a graph, or the empty string."""
+    if tensor.layout is not torch.strided:
+        return f"a tensor of layout {tensor.layout}, which is not done yet"
+    if tensor.is_quantized:
+        return f"a quantized tensor ({tensor.dtype}), which has no derivative"
+    if private.is_wrapper_subclass(tensor):
+        return f"a {type(tensor).__name__}, a tensor subclass that overrides dispatch, which is not done yet"
+    return ""
+
+
+# Below autograd ------------------------------------------------------------------------------------------------------
+
+
+class Recorder(private.TorchDispatchMode):  # type: ignore[misc]
+    """Write down every ATen call, as it was made (`raw`) and decomposed by a table (`steps`).
+
+    `raw` has in-place calls in it; once one is seen, `steps` is no longer kept up, for a functional program is then
+    made by a second pass over `raw`.
+    """
+
+    supports_higher_order_operators = True  # else they fail before we can name them
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the first call of all imports the whole of torch._dynamo
+
+    def __init__(self, trace: Trace, table: Mapping[Any, Callable[..., Any]], keep_raw: bool) -> None:
+        super().__init__()
+        self.trace, self.table, self.keep_raw = trace, table, keep_raw
+        self.raw: list[Step] = []
+        self.steps: list[Step] = []
+        self.depth = 0
+        self.decomposing = True
+        self.source: Source | None = None
+        self.scope = ""
+        self.stopped: set[int] = set()
+
+    def __torch_dispatch__(
+        self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Record one call and return its result, which is fake."""
+        if not isinstance(op, private.OpOverload):
+            raise refusal(f"f uses the operator {op.name()!r}, which is not done yet", "Write it as plain tensor code.")
+        kwargs = kwargs or {}
+        if op.namespace == "prim":  # reads a device or a layout
+            return op(*args, **kwargs)
+        if op is LIFT_FRESH and not self.trace.owns(args[0]):
+            return self.created(args[0])
+        args, kwargs = self.trace.own(args), self.trace.own(kwargs)
+        if self.depth or not self.keep_raw:
+            return self.decomposed(op, args, kwargs)
+        return self.outermost(op, args, kwargs)
+
+    def outermost(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call that the user's function made, and not a decomposition."""
+        if self.is_composite(op, args):
+            with self:
+                return op.decompose(*args, **kwargs)
+        self.source, self.scope = user_source(), self.trace.scope
+        mutates, stopping = op._schema.is_mutable, not torch.is_grad_enabled()
+        self.decomposing = self.decomposing and not mutates
+        if mutates and stopping:
+            args, kwargs = self.stop_operands(op, args, kwargs)
+        result = self.decomposed(op, args, kwargs)
+        self.raw.append(Step(op, args, kwargs, flat_results(result), self.source, self.scope))
+        if stopping and not mutates and op is not DETACH:
+            return self.stop(result, (args, kwargs))
+        return result
+
+    def decomposed(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make a call through its decomposition, if it has one."""
+        decomposition = self.table.get(op) if self.decomposing else None
+        if decomposition is not None:
+            self.depth += 1
+            try:
+                with self:
+                    result = decomposition(*args, **kwargs)
+            finally:
+                self.depth -= 1
+            if result is not NotImplemented:
+                return result
+        if self.is_composite(op, args):
+            with self:
+                return op.decompose(*args, **kwargs)
+        return self.leaf(op, args, kwargs)
+
+    def is_composite(self, op: Any, args: tuple[Any, ...]) -> bool:
+        """Whether autograd would have taken the call apart, had it not been skipped (in inference mode, say)."""
+        return _can_decompose(op) and private.would_decompose(op, args)
+
+    def leaf(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make a call that stays in the graph."""
+        try:
+            result = op(*args, **kwargs)
+        except private.DataDependentOutput as error:
+            raise refusal(*_value_read(str(op)), source=self.line()) from error
+        except private.DynamicOutputShape as error:
+            raise refusal(*_data_dependent_shape(op), source=self.line()) from error
+        except private.UnsupportedOperator as error:
+            raise refusal(f"PyTorch cannot trace {op}", "Express it by other operators.", self.line()) from error
+        results = flat_results(result)
+        for tensor in tensors_in(results):
+            if problem := unsupported_kind(tensor):
+                raise refusal(f"{op} makes {problem}", "Use ordinary dense tensors.", self.line())
+        if self.decomposing and (not results or any(isinstance(r, Tensor) for r in results)):
+            self.steps.append(Step(op, args, kwargs, results, self.source, self.scope))
+        return result
+
+    def line(self) -> Source | None:
+        """The line of the call that is being recorded."""
+        return user_source() if self.keep_raw else self.source
+
+    def created(self, tensor: Tensor) -> Tensor:
+        """A tensor that the function makes of Python numbers (`torch.tensor(3.)`): a constant of the graph."""
+        constant = self.trace.lift(tensor)
+        self.trace.created.add(id(tensor))
+        with self.trace.mode:
+            result = LIFT_FRESH(tensor)  # a fake that remembers its value, so that `int(torch.tensor(3))` works
+        step = Step(CLONE, (constant,), {}, [result], user_source(), self.trace.scope)
+        self.steps.append(step)
+        self.raw.append(step)
+        return result
+
+    def stop(self, result: Any, operands: Any) -> Any:
+        """Cut the derivative of what is computed under `no_grad`, which leaves no other trace below autograd."""
+        known = {_storage(t) for t in tensors_in(operands)}
+        if not known:
+            return result
+        self.stopped.update(_storage(t) for t in tensors_in(result) if _storage(t) not in known)
+        with self:
+            return map_tensors(result, lambda t: DETACH(t) if _differentiable(t) else t)
+
+    def stop_operands(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """Under `no_grad`, cut what flows into a tensor that is changed in place."""
+        named = dict(zip([a.name for a in op._schema.arguments], args, strict=False)) | kwargs
+        written = {a.name for a in op._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
+        targets = [t for name in written for t in tensors_in(named.get(name))]
+        foreign = {_storage(fake) for _, fake in self.trace.lifted.values()} | self.inputs
+        for tensor in targets:
+            if _differentiable(tensor) and _storage(tensor) not in self.stopped | foreign:
+                raise refusal(
+                    "f changes a tensor in place under torch.no_grad() after computing it with gradients on",
+                    "The derivative of that is not defined: compute a new tensor, and use .detach() where it is meant.",
+                )
+        kept = {id(t) for t in targets}
+        with self:
+            cut = lambda t: DETACH(t) if _differentiable(t) and id(t) not in kept else t  # noqa: E731
+            return map_tensors(args, cut), map_tensors(kwargs, cut)
+
+    inputs: set[int] = frozenset()  # type: ignore[assignment]
+
+
+@cache
+def _can_decompose(op: Any) -> bool:
+    return bool(op._can_decompose())
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _differentiable(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+# Above autograd ------------------------------------------------------------------------------------------------------
+
+_BRANCH = "compute both sides and choose by torch.where, or pass what decides as a Python argument"
+_NUMBER = "keep it a tensor, or pass the number as a Python argument"
+_ARRAY = "use torch's functions instead of NumPy's or Python's, or compute it outside of f"
+READS: dict[Any, tuple[str, str]] = {
+    Tensor.__bool__: ("branches on the value of a tensor", _BRANCH),
+    torch.is_nonzero: ("branches on the value of a tensor", _BRANCH),
+    Tensor.is_nonzero: ("branches on the value of a tensor", _BRANCH),
+    torch.equal: ("branches on the values of tensors (torch.equal)", _BRANCH),
+    Tensor.equal: ("branches on the values of tensors (.equal)", _BRANCH),
+    torch.allclose: ("branches on the values of tensors (torch.allclose)", _BRANCH),
+    Tensor.allclose: ("branches on the values of tensors (.allclose)", _BRANCH),
+    Tensor.__int__: ("turns a tensor into a Python int", _NUMBER),
+    Tensor.__index__: ("turns a tensor into a Python int", _NUMBER),
+    Tensor.__float__: ("turns a tensor into a Python float", _NUMBER),
+    Tensor.__complex__: ("turns a tensor into a Python complex number", _NUMBER),
+    Tensor.item: ("turns a tensor into a Python number (.item())", _NUMBER),
+    Tensor.tolist: ("turns a tensor into a Python list (.tolist())", _ARRAY),
+    Tensor.numpy: ("turns a tensor into a NumPy array (.numpy())", _ARRAY),
+    Tensor.__array__: ("turns a tensor into a NumPy array", _ARRAY),
+}
+MAKERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor})
+SETTERS: dict[Any, str] = {Tensor.data.__set__: ".data", Tensor.grad.__set__: ".grad"}  # type: ignore[attr-defined]
+VIEWS = frozenset(getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "data", "real", "imag"))
+ADOPTERS = frozenset({torch.from_numpy, torch.frombuffer, torch.as_tensor, torch.asarray})
+
+
+def _value_read(op: str) -> tuple[str, str]:
+    return f"f takes the value of a tensor out of the graph ({op})", f"{_NUMBER.capitalize()}."
+
+
+def _data_dependent_shape(op: Any) -> tuple[str, str]:
+    return (
+        f"{op} has a result whose shape depends on the values of a tensor, which is not done yet",
+        "Keep all the entries and choose among them with torch.where, or select outside of f.",
+    )
+
+
+class Frontier(TorchFunctionMode):
+    """See each torch function before autograd does: lift the tensors it reads, refuse to read their values."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace = trace
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Make one call on tensors of the trace alone."""
+        kwargs = kwargs or {}
+        if not self.trace.is_current:
+            return function(*args, **kwargs)
+        self.check(function, args, kwargs)
+        name = getattr(function, "__name__", "")
+        if name == "__set__" or (name == "__get__" and function not in VIEWS):
+            return function(*args, **kwargs)
+        result = function(*self.trace.own(args), **self.trace.own(kwargs))
+        if function in ADOPTERS and isinstance(result, Tensor) and not self.trace.owns(result):
+            self.trace.created.add(id(result))
+            return self.trace.lift(result)
+        return result
+
+    def check(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise CaptureError for a call that a graph cannot hold."""
+        if not getattr(function, "__hash__", None):
+            return
+        if function in READS and any(not self.is_constant(t) for t in tensors_in((args, kwargs))):
+            doing, way_out = READS[function]
+            kinds = ", ".join(describe(t) for t in tensors_in((args, kwargs)))
+            raise refusal(f"f {doing}: {kinds}", f"Its value is not known when f is captured: {way_out}.")
+        if function in MAKERS and self.copies_values(function, args, kwargs):
+            way_out = "Join tensors with torch.stack or torch.cat; copy one with .clone()."
+            raise refusal(f"f makes a new tensor out of the values of tensors ({function.__name__})", way_out)
+        if function in SETTERS:
+            raise refusal(f"f assigns to {SETTERS[function]} of a tensor", "Compute a new tensor instead.")
+
+    def copies_values(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call such as `torch.tensor([x[0], x[1]])` reads values; `torch.as_tensor(x)` does not."""
+        data = args[0] if args else kwargs.get("data", kwargs.get("obj"))
+        if isinstance(data, Tensor) and function is not torch.tensor:
+            return False
+        return any(not self.is_constant(tensor) for tensor in tensors_in(data))
+
+    def is_constant(self, tensor: Tensor) -> bool:
+        """Whether the value of a tensor is known: it was made of Python numbers inside f."""
+        return self.trace.owns(tensor) and getattr(tensor, "constant", None) is not None

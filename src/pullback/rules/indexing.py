@@ -1,0 +1,247 @@
+"""Indexing with tensors, and writing into a tensor: out-of-place forms of x[i] and x[i] = v.
+
+Positions that are data are look-ups: y[i] = x[table[i]].  Where something is overwritten, its own derivative is cut by a
+mask; where the same place is written twice, every writer gets the derivative, as in PyTorch.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..expressions import Symbol, broadcast
+from ..index import Axis, Index, Indices, Lookup, plain_axes
+from ..terms import Part, Scalar, Term
+from .formulas import axis, positions, tensor, truth, view
+from .kinds import Function, I, IndexMap, Rule, Sample, T, broadcast_axes, replaced
+from .views import _diagonal, _one_of, _sliced
+
+Parts = Mapping[int, Sequence[Part]]
+Image = tuple[Indices, Indices]
+X, CUBE, TALL = T(2, 3), T(2, 3, 4), T(5, 2)
+
+# ---------------------------------------------------------------- reading
+
+
+def _gathered(x: Symbol, dim: int, index: Symbol, *_: Any, **__: Any) -> Image:
+    out = plain_axes(index.shape)
+    if x.rank == 0:
+        return out, ()
+    own = out or (Axis(0),)
+    return out, replaced(own, axis(dim, x.rank), Lookup(index.value, out))
+
+
+def _index_selected(x: Symbol, dim: int, index: Symbol) -> Image:
+    if x.rank == 0:
+        return (), ()
+    dim = axis(dim, x.rank)
+    inp = plain_axes(x.shape)
+    along = plain_axes(index.shape or (1,))
+    return replaced(inp, dim, along[0]), replaced(inp, dim, Lookup(index.value, along[: index.rank]))
+
+
+def _indexed(x: Symbol, indices: Sequence[Symbol | None]) -> Image:
+    """x[indices]: the axes of the index tensors stand where the first of them stood, or in front if they were not adjacent."""
+    rest = plain_axes(x.shape)
+    tables = {d: t for d, t in enumerate(indices) if t is not None}
+    shared = plain_axes(broadcast([t.shape for t in tables.values()]))
+    inp: list[Index] = list(rest)
+    for d, table in tables.items():
+        inp[d] = Lookup(_from_the_front(table, x.shape[d]).value, broadcast_axes(shared, table.shape))
+    first, last = min(tables, default=0), max(tables, default=-1)
+    start = first if last - first + 1 == len(tables) else 0
+    left = [i for d, i in enumerate(rest) if d not in tables]
+    return (*left[:start], *shared, *left[start:]), tuple(inp)
+
+
+def _from_the_front(table: Symbol, size: int) -> Symbol:
+    """Positions counted from the end become positions counted from the start."""
+    return table.of("remainder.Scalar", table.to("int64"), size)
+
+
+def _taken(x: Symbol, index: Symbol) -> Image:
+    """Positions in the flattened tensor, taken apart into one for each axis."""
+    out = plain_axes(index.shape)
+    rest, inp = _from_the_front(index, x.size), []
+    for size in reversed(x.shape):
+        inp.append(Lookup(rest.of("remainder.Scalar", rest, size).value, out))
+        rest = tensor("div.Scalar_mode", rest, size, shape=rest.shape, dtype="int64", rounding_mode="floor")
+    return out, tuple(reversed(inp))
+
+
+_INDEXED = (
+    Sample(X, (I(4, bound=2),)),
+    Sample(X, (None, I(2, 2, bound=3))),
+    Sample(CUBE, (I(2, 1, bound=2), None, I(3, bound=4))),
+    Sample(CUBE, (None, I(2, 1, bound=3), I(3, bound=4))),
+    Sample(X, (I(bound=2), I(5, bound=3))),
+)
+
+READING: dict[str, Rule] = {
+    "aten.gather.default": IndexMap(
+        (Sample(X, 1, I(2, 2, bound=3)), Sample(X, 0, I(4, 2, bound=2)), Sample(T(3), -1, I(2, bound=3)), Sample(T(), 0, I(bound=1))),
+        map=_gathered,
+    ),
+    "aten.index_select.default": IndexMap(
+        (Sample(X, 1, I(4, bound=3)), Sample(CUBE, -3, I(2, bound=2)), Sample(X, 0, I(bound=2))), map=_index_selected
+    ),
+    "aten.index.Tensor": IndexMap(_INDEXED, map=_indexed),
+    "aten._unsafe_index.Tensor": IndexMap(_INDEXED, map=_indexed),
+    "aten.take.default": IndexMap((Sample(X, I(4, bound=6)), Sample(CUBE, I(2, 2, bound=24))), map=_taken),
+}
+
+# ---------------------------------------------------------------- writing at positions that are data
+
+
+def _written(x: Symbol, kept: Symbol | None, value: Symbol | None, image: Image, scale: Scalar = 1) -> Parts:
+    """x where `kept` holds (everywhere if it is None), plus the value at the places `image` = (out, inp) says.
+
+    The value is the operand after the index tensors: its number is that of the last one.
+    """
+    i = plain_axes(x.shape)
+    own = () if kept is None else (kept[i],)
+    return {0: (Term(1, own, i, i),), **({} if value is None else {-1: (Term(scale, (), *image),)})}
+
+
+class _Write(Function):
+    """A `Function` whose body calls the last operand −1."""
+
+    def parts(self, call: Any, output: int, operand: int) -> tuple[Part, ...]:
+        last = operand == len(call.operands) - 1 and operand > 0
+        return super().parts(call, output, -1 if last else operand)
+
+
+def _put(
+    x: Symbol, indices: Sequence[Symbol | None], values: Symbol, accumulate: bool = False, *_: Any
+) -> Parts:
+    out, inp = _indexed(x, indices)
+    kept = None
+    if not accumulate:
+        marked = (truth(x, x.shape, True), indices, truth(x, (), False))
+        kept = tensor("index_put.default", *marked, shape=x.shape, dtype="bool")
+    return _written(x, kept, values, (inp, broadcast_axes(out, values.shape)))
+
+
+def _scattered(x: Symbol, dim: int, index: Symbol, src: Any, *, reduce: str | None = None) -> Parts:
+    out, inp = _gathered(x, dim, index)
+    kept = tensor("scatter.value", truth(x, x.shape, True), dim, index, False, shape=x.shape, dtype="bool")
+    return _written(x, kept, src if isinstance(src, Symbol) else None, (inp, out))
+
+
+def _scatter_added(x: Symbol, dim: int, index: Symbol, src: Symbol) -> Parts:
+    out, inp = _gathered(x, dim, index)
+    return _written(x, None, src, (inp, out))
+
+
+def _index_added(x: Symbol, dim: int, index: Symbol, source: Symbol, *, alpha: Scalar = 1) -> Parts:
+    out, inp = _index_selected(x, dim, index)
+    return _written(x, None, source, (inp, out[: source.rank]), alpha)
+
+
+def _untouched(x: Symbol, dim: int, index: Symbol) -> Symbol:
+    """Which positions along an axis are not among those of an index tensor; broadcast along the others."""
+    size, rank = x.shape[axis(dim, x.rank)], max(x.rank, 1)
+    marked = (truth(x, (size,), True), 0, index, False)
+    mask = tensor("index_fill.int_Scalar", *marked, shape=(size,), dtype="bool")
+    return view(mask, tuple(size if d == axis(dim, x.rank) else 1 for d in range(rank)))
+
+
+def _index_copied(x: Symbol, dim: int, index: Symbol, source: Symbol) -> Parts:
+    out, inp = _index_selected(x, dim, index)
+    return _written(x, _untouched(x, dim, index), source, (inp, out[: source.rank]))
+
+
+def _index_filled(x: Symbol, dim: int, index: Symbol, value: Any) -> Parts:
+    """A place that is named twice is filled once: the value's derivative is a mask."""
+    kept, i = _untouched(x, dim, index), plain_axes(x.shape)
+    parts: dict[int, Sequence[Part]] = {0: (Term(1, (kept[i],), i, i),)}
+    return {**parts, -1: (Term(1, ((~kept)[i],), i, ()),)} if isinstance(value, Symbol) else parts
+
+
+# An index tensor without repetitions: a repeated place is written in no particular order.
+ONE = I(1, bound=2)
+_PUT = (
+    Sample(X, (ONE,), T(1, 3)),
+    Sample(X, (None, I(1, bound=3)), T()),
+    Sample(CUBE, (ONE, None, I(1, bound=4)), T(3)),
+    Sample(X, (I(4, bound=2),), T(4, 3), True),
+    Sample(CUBE, (None, I(2, 1, bound=3), I(3, bound=4)), T(2, 2, 3), True),
+)
+_PLACES = "a place that is written keeps nothing of what was there"
+
+WRITING: dict[str, Rule] = {
+    "aten.index_put.default": _Write(_PUT, body=_put, source=_PLACES),
+    "aten._unsafe_index_put.default": _Write(_PUT, body=_put, source=_PLACES),
+    "aten.scatter.src": _Write(
+        (Sample(X, 1, I(2, 1, bound=3), T(2, 1)), Sample(X, 0, I(1, 2, bound=2), X)), body=_scattered, source=_PLACES
+    ),
+    "aten.scatter.value": _Write((Sample(X, 1, I(2, 2, bound=3), 1.5),), body=_scattered, source=_PLACES),
+    "aten.scatter_add.default": _Write(
+        (Sample(X, 1, I(2, 4, bound=3), T(2, 5)), Sample(X, 0, I(4, 2, bound=2), T(4, 3))), body=_scatter_added
+    ),
+    "aten.index_add.default": _Write(
+        (Sample(X, 0, I(4, bound=2), T(4, 3)), Sample(CUBE, -1, I(3, bound=4), T(2, 3, 3), alpha=2)), body=_index_added
+    ),
+    "aten.index_copy.default": _Write((Sample(X, 0, ONE, T(1, 3)),), body=_index_copied, source=_PLACES),
+    "aten.index_fill.int_Scalar": _Write((Sample(X, 0, ONE, 1.5),), body=_index_filled, source=_PLACES),
+    "aten.index_fill.int_Tensor": _Write((Sample(X, 1, I(2, bound=3), T()),), body=_index_filled, source=_PLACES),
+}
+
+# ---------------------------------------------------------------- writing at positions that are known
+
+
+def _kept_outside_slice(x: Symbol, dim: int, start: int | None, end: int | None, step: int) -> Symbol | None:
+    """Which positions along an axis a slice leaves alone; None for none of them."""
+    dim = axis(dim, x.rank)
+    size = x.shape[dim]
+    chosen = range(size)[slice(start, end, step)]
+    along = positions(x, size, dim, x.rank)
+    sides = [along < chosen.start] if chosen.start > 0 else []
+    sides += [along >= chosen.stop] if chosen.stop < size else []
+    sides += [along.of("remainder.Scalar", along - chosen.start, step).ne(0)] if step > 1 else []
+    if not sides:
+        return None
+    kept = sides[0]
+    for side in sides[1:]:
+        kept = kept | side
+    return kept
+
+
+def _slice_written(
+    x: Symbol, src: Symbol, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Parts:
+    out, inp = _sliced(x, dim, start, end, step)
+    kept = _kept_outside_slice(x, dim, start, end, step)
+    parts = _written(x, kept, src, (inp, out))
+    everything = kept is None and src.shape == x.shape
+    return {**parts, 0: ()} if everything else parts
+
+
+def _select_written(x: Symbol, src: Symbol, dim: int, index: int) -> Parts:
+    out, inp = _one_of(x, dim, index)
+    d = axis(dim, x.rank)
+    return _written(x, positions(x, x.shape[d], d, x.rank).ne(index % x.shape[d]), src, (inp, out))
+
+
+def _diagonal_written(x: Symbol, src: Symbol, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Parts:
+    out, inp = _diagonal(x, offset, dim1, dim2)
+    rows, columns = (positions(x, x.shape[d], d, x.rank) for d in (axis(dim1, x.rank), axis(dim2, x.rank)))
+    return _written(x, (columns - rows).ne(offset), src, (inp, out))
+
+
+WRITING_VIEWS: dict[str, Rule] = {
+    "aten.slice_scatter.default": _Write(
+        (Sample(TALL, T(2, 2), 0, 1, 3), Sample(X, X), Sample(T(2, 7), T(2, 3), 1, 1, 6, 2), Sample(TALL, T(2, 2), 0, 0, 2))
+        + (Sample(TALL, T(2, 2), 0, -2, 9223372036854775807), Sample(TALL, T(0, 2), 0, 2, 2)),
+        body=_slice_written,
+        source=_PLACES,
+    ),
+    "aten.select_scatter.default": _Write(
+        (Sample(X, T(2), 1, 2), Sample(CUBE, T(2, 4), -2, -1)), body=_select_written, source=_PLACES
+    ),
+    "aten.diagonal_scatter.default": _Write(
+        (Sample(T(3, 4), T(3)), Sample(T(3, 2, 3), T(2, 2), 1, 0, 2)), body=_diagonal_written, source=_PLACES
+    ),
+}
+
+RULES: dict[str, Rule] = {**READING, **WRITING, **WRITING_VIEWS}
+
+__all__ = ["READING", "RULES", "WRITING", "WRITING_VIEWS"]

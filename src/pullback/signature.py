@@ -1,0 +1,354 @@
+"""Signatures: which compiled program fits a call, found by one generated function, and the cache of programs.
+
+A program is compiled for the structure of the arguments, the shapes and dtypes of the tensors, the values of numbers,
+the settings of PyTorch, and everything that the function reads besides its arguments.  `Entry.lookup` checks all of it
+and collects the tensors that the program takes; it returns None if anything has changed.
+"""
+
+import functools
+import inspect
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, NoneType
+from typing import Any
+
+import torch
+
+from .environment import Environment
+from .errors import ArgumentError, CaptureError
+from .guards import Lookup, Script, describe, guard_settings, guard_tensor, guard_value, is_constant, is_transforming
+from .torch_private import is_traced, tree_flatten, tree_flatten_with_path
+
+LOG = logging.getLogger("pullback")
+CAPACITY = 256
+ENTRIES_PER_FUNCTION = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A compiled program and the calls that it fits.
+
+    program: whatever the caller stored.
+    lookup: called as `lookup(f, args, kwargs)`; returns the tensors that the program takes (those of the arguments in
+        the order of their tree, then the lifted ones), or None if the program does not fit.
+    code: the source of `lookup`.
+    traced: whether the call was part of a trace or transform in progress.
+    reusable: whether it may be kept; sizes or constants that belong to an outer trace may not.
+    """
+
+    program: Any
+    lookup: Lookup
+    code: str
+    traced: bool
+    reusable: bool
+    script: Script = field(repr=False)
+
+    def explain(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """Why the program does not fit a call, with the old and the new value; None if it does."""
+        failure = self._explanation(f, args, kwargs)
+        if failure is None:
+            return None
+        number, seen = failure
+        step = self.script.steps[number]
+        if isinstance(seen, Exception):
+            return f"{step.text} cannot be read any more ({type(seen).__name__}: {seen})"
+        return f"{step.text} was {step.expected}, is {seen}"
+
+    @functools.cached_property
+    def _explanation(self) -> Callable[..., tuple[int, Any] | None]:
+        return self.script.explanation()
+
+
+def make_entry(
+    f: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    lifted: Sequence[torch.Tensor],
+    constants: Sequence[bool],
+    program: Any,
+) -> Entry:
+    """The entry for a program that was compiled for this call.
+
+    lifted: the tensors that capture found f to read besides its arguments.
+    constants: for each of these, whether the trace itself made it, so that it is no variable of the user's.
+
+    Raises:
+        ArgumentError: an argument is neither a tensor nor anything that can be compared at the next call.
+        CaptureError: a lifted tensor cannot be found again from f.
+    """
+    script, environment = _guarded(f, args, kwargs)
+    flat = [*environment.arguments, *_lifted_names(script, environment, f, lifted, constants)]
+    lookup, code = script.lookup(flat)
+    tensors = [*environment.argument_tensors, *lifted]
+    traced = is_transforming() or any(map(is_traced, tensors))
+    own = [t for t, constant in zip(lifted, constants, strict=True) if constant]
+    static = all(type(size) is int for t in tensors for size in t.shape)
+    return Entry(program, lookup, code, traced, static and not any(map(is_traced, own)), script)
+
+
+def check_arguments(f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise ArgumentError if an argument could not be compared at the next call; worth knowing before a long trace."""
+    _guarded(f, args, kwargs)
+
+
+def lift(f: Any, tensors: Sequence[torch.Tensor]) -> list[str]:
+    """For each tensor that f reads, its name in the words of f, as in `loss:model.fc1.weight`.
+
+    Raises CaptureError for a tensor that cannot be found again from f.
+    """
+    environment = Environment(Script())
+    environment.add(f, "f", _name(f))
+    missing = [t for t in tensors if id(t) not in environment.tensors]
+    if missing:
+        raise _cannot_find(f, missing[0])
+    return [environment.tensors[id(t)].text for t in tensors]
+
+
+def _lifted_names(
+    script: Script, environment: Environment, f: Any, lifted: Sequence[torch.Tensor], constants: Sequence[bool]
+) -> list[str]:
+    names = []
+    for tensor, constant in zip(lifted, constants, strict=True):
+        name = script.constant(tensor) if constant else environment.name_of(tensor)
+        if name is None:
+            raise _cannot_find(f, tensor)
+        names.append(name)
+    return names
+
+
+def _cannot_find(f: Any, tensor: torch.Tensor) -> CaptureError:
+    return CaptureError(
+        f"a tensor ({describe(tensor)}) that {_name(f)} reads cannot be found again from {_name(f)}{_place(f)}, so "
+        "that a later change of it would go unnoticed: pass it as an argument, or keep it in a variable, an attribute "
+        "or a module that the function names"
+    )
+
+
+class _Arguments(Environment):
+    """The environment of a call: its arguments, and what functions among them can reach."""
+
+    def __init__(self, script: Script) -> None:
+        super().__init__(script)
+        self.arguments: list[str] = []
+        self.argument_tensors: list[torch.Tensor] = []
+        self._roots: list[tuple[Any, str, str]] = []
+
+    def add_argument(self, value: Any, name: str, text: str) -> None:
+        """Guard one argument: nested containers down to their leaves."""
+        cls = type(value)
+        if isinstance(value, torch.Tensor):
+            guard_tensor(self.script, name, value, text)
+            self.arguments.append(name)
+            self.argument_tensors.append(value)
+        elif cls is tuple or cls is list or (issubclass(cls, tuple) and hasattr(cls, "_fields")):
+            self._add_sequence(value, name, text)
+        elif cls is dict or cls is OrderedDict:
+            self._add_dict(value, name, text)
+        else:
+            self._add_leaf(value, name, text)
+
+    def add_functions(self) -> None:
+        """Walk from the functions and modules among the arguments, once all arguments have been read."""
+        for root in self._roots:
+            self.add(*root)
+
+    def _add_sequence(self, value: Any, name: str, text: str) -> None:
+        cls, size = self.script.constant(type(value)), len(value)
+        condition = f"type({name}) is not {cls} or len({name}) != {size}"
+        self.script.miss_if(condition, text, f"a {type(value).__name__} of {size}", _sized(name))
+        fields = getattr(value, "_fields", None)
+        texts = [f"{text}.{n}" for n in fields] if fields else [f"{text}[{k}]" for k in range(size)]
+        self._add_all(value, self.script.unpack(name, texts, text), texts)
+
+    def _add_dict(self, value: Any, name: str, text: str) -> None:
+        script, keys = self.script, list(value)
+        cls, kept = script.constant(type(value)), script.constant(keys)
+        order = f"[*{name}] != {kept}" if all(type(k) is str for k in keys) else f"not same([*{name}], {kept})"
+        expected = f"a {type(value).__name__} with keys {describe(keys)}"
+        script.miss_if(f"type({name}) is not {cls} or {order}", text, expected, _sized(name))
+        texts = [f"{text}[{key!r}]" for key in keys]
+        self._add_all(value.values(), script.unpack(f"{name}.values()", texts, text), texts)
+
+    def _add_all(self, values: Any, names: list[str], texts: list[str]) -> None:
+        for value, name, text in zip(values, names, texts, strict=True):
+            self.add_argument(value, name, text)
+
+    def _add_leaf(self, value: Any, name: str, text: str) -> None:
+        if is_constant(value):
+            guard_value(self.script, name, value, text)
+        elif not tree_flatten(value)[1].is_leaf():
+            self._add_registered(value, name, text)
+        elif callable(value):
+            self._roots.append((value, name, text))
+        else:
+            raise ArgumentError(
+                f"argument {text} is {describe(value)}, which cannot be compared at the next call: pass tensors, "
+                "numbers, strings, None, functions, or tuples, lists and dictionaries of these (register other "
+                "containers as a pytree), or let the function read it from its closure"
+            )
+
+    def _add_registered(self, value: Any, name: str, text: str) -> None:
+        """A container that is known to PyTorch's pytree only: taken apart by it at every call."""
+        self._guard_type_of(value, name, text)
+        paths, spec = tree_flatten_with_path(value)
+        flatten, kept = self.script.constant(tree_flatten), self.script.constant(spec)
+        leaves, found = self.script.unpack(f"{flatten}({name})", [text, text], text)
+        self.script.miss_if(f"{found} != {kept}", text, str(spec), f"str({found})")
+        texts = [f"{text}{''.join(map(str, path))}" for path, _ in paths]
+        self._add_all([leaf for _, leaf in paths], self.script.unpack(leaves, texts, text), texts)
+
+    def _guard_type_of(self, value: Any, name: str, text: str) -> None:
+        cls = self.script.constant(type(value))
+        self.script.miss_if(f"type({name}) is not {cls}", text, describe(value), f"describe({name})")
+
+
+def _sized(name: str) -> str:
+    """An expression for a container in few words."""
+    return f"f'a {{type({name}).__name__}} of {{len({name})}}'"
+
+
+def _guarded(f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Script, _Arguments]:
+    script = Script()
+    walk = _Arguments(script)
+    guard_settings(script)
+    _guard_positional(walk, f, args)
+    _guard_keywords(walk, kwargs)
+    walk.add_functions()
+    walk.add(f, "f", _name(f))
+    return script, walk
+
+
+def _guard_positional(walk: _Arguments, f: Any, args: tuple[Any, ...]) -> None:
+    expected = f"{len(args)}"
+    walk.script.miss_if(f"len(args) != {len(args)}", "the number of positional arguments", expected, "len(args)")
+    texts = _parameter_names(f, len(args))
+    walk._add_all(args, walk.script.unpack("args", texts, "args"), texts)
+
+
+def _guard_keywords(walk: _Arguments, kwargs: dict[str, Any]) -> None:
+    names = list(kwargs)
+    condition = f"[*kwargs] != {walk.script.constant(names)}" if names else "kwargs"
+    walk.script.miss_if(condition, "the keyword arguments", str(names), "str([*kwargs])")
+    walk._add_all(kwargs.values(), walk.script.unpack("kwargs.values()", names, "kwargs"), names)
+
+
+def _parameter_names(f: Any, count: int) -> list[str]:
+    """What the function calls its first arguments."""
+    try:
+        parameters = list(inspect.signature(f).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return (names + [f"args[{k}]" for k in range(len(names), count)])[:count]
+
+
+def _name(f: Any) -> str:
+    """What the user calls a function."""
+    while isinstance(f, functools.partial):
+        f = f.func
+    name = getattr(f, "__name__", None)
+    return name if isinstance(name, str) else type(f).__name__
+
+
+def _place(f: Any) -> str:
+    code = getattr(_function_of(f), "__code__", None)
+    return f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
+
+
+def _function_of(f: Any) -> Any:
+    """The Python function that runs when f is called, as far as that is known without calling it."""
+    while not isinstance(f, FunctionType):
+        if isinstance(f, MethodType):
+            f = f.__func__
+        elif isinstance(f, functools.partial):
+            f = f.func
+        else:
+            return type(f)
+    return f
+
+
+def kind_of(f: Any) -> Hashable:
+    """What all functions have in common that could share a program: the code of a function, or the class of an object.
+
+    A lambda made anew has the code of the one before; code is told apart by identity, since equal code may differ in
+    its source line.
+    """
+    if isinstance(f, BuiltinFunctionType) and isinstance(f.__self__, (ModuleType, type, NoneType)):
+        return f
+    function = _function_of(f)
+    return id(function.__code__) if isinstance(function, FunctionType) else function
+
+
+class Cache:
+    """Compiled programs by transform and function, the least recently used of them forgotten first.  Thread-safe.
+
+    An entry keeps no tensor alive, neither arguments nor what the function reads; only constants made in the trace.
+    """
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self._capacity = capacity
+        self._entries: OrderedDict[Hashable, tuple[Entry, ...]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(
+        self, key: Hashable, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Entry, tuple[Any, ...]] | None:
+        """The entry whose program fits a call, and the tensors that the program takes; None if there is none.
+
+        Cost: one lookup for each program that was compiled for this function under this key.
+        """
+        place = (key, kind_of(f))
+        with self._lock:
+            entries = self._entries.get(place, ())
+            if entries:
+                self._entries.move_to_end(place)
+        for entry in entries:
+            flat = entry.lookup(f, args, kwargs)
+            if flat is not None:
+                self._put(place, entry)
+                return entry, flat
+        if entries and LOG.isEnabledFor(logging.INFO):
+            LOG.info("%s is traced again: %s", _name(f), entries[0].explain(f, args, kwargs))
+        return None
+
+    def store(
+        self,
+        key: Hashable,
+        f: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        lifted: Sequence[torch.Tensor],
+        constants: Sequence[bool],
+        program: Any,
+    ) -> Entry:
+        """Keep a program for calls like this one, and return its entry.  Arguments and errors as of `make_entry`."""
+        entry = make_entry(f, args, kwargs, lifted, constants, program)
+        if entry.reusable:
+            self._put((key, kind_of(f)), entry)
+        return entry
+
+    def clear(self) -> None:
+        """Forget every program."""
+        with self._lock:
+            self._entries.clear()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._entries.values()))
+
+    def _put(self, place: Hashable, entry: Entry) -> None:
+        """Make an entry the first of its function's, and forget what exceeds the capacity."""
+        with self._lock:
+            before = self._entries.get(place, ())
+            if before and before[0] is entry:
+                return
+            others = tuple(e for e in before if e is not entry)
+            self._entries[place] = (entry, *others)[:ENTRIES_PER_FUNCTION]
+            self._entries.move_to_end(place)
+            while sum(map(len, self._entries.values())) > self._capacity and len(self._entries) > 1:
+                self._entries.popitem(last=False)
+
+
+CACHE = Cache()

@@ -1,0 +1,59 @@
+"""Curves of a training run as CSV and PNG."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from .runs import Epoch
+from .settings import TrainingError, require
+
+
+def prepare_directory(directory: Path) -> None:
+    """Make the directory for the curves before any time is spent on training.
+
+    Raises TrainingError if it cannot be made, or matplotlib is not installed.
+    """
+    require("matplotlib", "matplotlib")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"the curves cannot be written to {directory}: {error.strerror or error}") from error
+
+
+def write_curves(directory: Path, name: str, epochs: Sequence[Epoch]) -> tuple[Path, Path]:
+    """Write `name.csv` and `name.png` into a directory, and return both paths.
+
+    Raises TrainingError if a file cannot be written.
+    """
+    table, picture = directory / f"{name}.csv", directory / f"{name}.png"
+    try:
+        _write_csv(table, epochs)
+        _write_png(picture, name, epochs)
+    except OSError as error:
+        raise TrainingError(f"the curves cannot be written to {directory}: {error.strerror or error}") from error
+    return table, picture
+
+
+def _write_csv(path: Path, epochs: Sequence[Epoch]) -> None:
+    judged = any(e.accuracy is not None for e in epochs)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["epoch", "loss", *(["held_out_accuracy"] if judged else [])])
+        writer.writerows([e.number, e.loss, *([e.accuracy] if judged else [])] for e in epochs)
+
+
+def _write_png(path: Path, name: str, epochs: Sequence[Epoch]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: no display, and no global state
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([e.number for e in epochs], [e.loss for e in epochs], color="tab:blue", label="loss")
+    axes.set(title=name, xlabel="epoch", ylabel="loss")
+    judged = [e for e in epochs if e.accuracy is not None]
+    if judged:
+        right = axes.twinx()
+        right.plot([e.number for e in judged], [e.accuracy for e in judged], color="tab:orange")
+        right.set_ylabel("held-out accuracy", color="tab:orange")
+        axes.set_ylabel("loss", color="tab:blue")
+    FigureCanvasAgg(figure).print_png(str(path))

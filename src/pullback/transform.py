@@ -1,0 +1,137 @@
+"""Transforms: functions that look their program up, and capture and compile it where there is none."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from .capture import Captured, capture
+from .derivatives import CapturedCall, Executable
+from .errors import PullbackError
+from .guards import is_transforming
+from .rules import RULES
+from .signature import CACHE, Entry, check_arguments
+from .stages import Plan
+from .torch_private import is_traced, set_grad_enabled, tree_flatten
+
+
+class Derivative(Protocol):
+    """A kind of derivative: hashable, and able to compile a captured call."""
+
+    def compile(self, call: CapturedCall) -> Executable:
+        """The program and its result structure."""
+        ...
+
+
+class Transform:
+    """A function that computes a derivative of another function.
+
+    f: the function that is differentiated.
+    kind: what is computed of it.
+    """
+
+    guarded_attributes = ("f", "kind")  # what another transform must find unchanged to reuse its program
+
+    def __init__(self, f: Callable[..., Any], kind: Derivative) -> None:
+        if not callable(f):
+            raise PullbackError(f"a transform needs a function, not {f!r}")
+        self.f = f
+        self.kind = kind
+        self._last: Entry | None = None
+        functools.update_wrapper(self, f, assigned=("__name__", "__qualname__", "__doc__"), updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the derivative; see the function that made this transform."""
+        last = self._last
+        if last is not None:
+            flat = last.lookup(self.f, args, kwargs)
+            if flat is not None:
+                executable = last.program
+                if last.traced:
+                    return executable.finish(executable.run(*flat))
+                before = torch.is_grad_enabled()
+                set_grad_enabled(False)
+                try:
+                    return executable.finish(executable.run(*flat))
+                finally:
+                    set_grad_enabled(before)
+        entry, flat = find(self.kind, self.f, args, kwargs)
+        if entry.reusable:
+            self._last = entry
+        return run(entry, flat)
+
+    def plan(self, *args: Any, **kwargs: Any) -> Plan:
+        """How the derivative is computed for such arguments: order, multiplications, paths, and the generated code.
+
+        Raises: as calling the transform.
+        """
+        entry, _ = find(self.kind, self.f, args, kwargs)
+        executable: Executable = entry.program
+        if executable.compiled is None:
+            raise PullbackError("a transform with a chunk_size runs one program many times and has no single plan")
+        return executable.compiled.plan()
+
+    def graph_module(self, *args: Any, **kwargs: Any) -> "torch.fx.GraphModule":
+        """The derivative's program for such arguments as a `torch.fx.GraphModule`; it takes and returns flat tensors.
+
+        Raises: as calling the transform.
+        """
+        entry, _ = find(self.kind, self.f, args, kwargs)
+        executable: Executable = entry.program
+        if executable.compiled is None:
+            raise PullbackError("a transform with a chunk_size runs one program many times and has no single graph")
+        return executable.compiled.graph_module()
+
+    def __repr__(self) -> str:
+        return f"<pullback {self.kind!r} of {getattr(self.f, '__qualname__', self.f)!r}>"
+
+
+def execute(
+    kind: Derivative, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], behind: Sequence[Any] = ()
+) -> Any:
+    """Compute a derivative at once; `behind` are tensors that the program takes after those of the call."""
+    entry, flat = find(kind, f, args, kwargs)
+    return run(entry, (*flat, *behind))
+
+
+def run(entry: Entry, flat: Sequence[Any]) -> Any:
+    """Run an entry's program, outside autograd unless a trace is in progress."""
+    executable: Executable = entry.program
+    if entry.traced:
+        return executable.finish(executable.run(*flat))
+    with torch.no_grad():
+        return executable.finish(executable.run(*flat))
+
+
+def find(
+    kind: Derivative, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Entry, Sequence[Any]]:
+    """The entry for a call, compiled if there is none, and the tensors that its program takes."""
+    found = CACHE.find(kind, f, args, kwargs)
+    if found is not None:
+        return found
+    check_arguments(f, args, kwargs)
+    captured, executable = _compile(kind, f, args, kwargs)
+    entry = CACHE.store(kind, f, args, kwargs, captured.lifted, captured.constants, executable)
+    flat = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
+    return entry, (*flat, *captured.lifted)
+
+
+def _compile(
+    kind: Derivative, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Captured, Executable]:
+    """Capture the function at these arguments, and compile the derivative."""
+    flat, spec = tree_flatten((args, kwargs))
+    captured = capture(f, flat, spec, keep=frozenset(RULES))
+    inputs = iter(captured.graph.inputs)
+    values = tuple(
+        tuple(next(inputs) if isinstance(leaf, torch.Tensor) else None for leaf in tree_flatten(argument)[0])
+        for argument in args
+    )
+    specs = tuple(tree_flatten(argument)[1] for argument in args)
+    tensors = [t for t in (*flat, *captured.lifted) if isinstance(t, torch.Tensor)]
+    traced = is_transforming() or any(map(is_traced, tensors))
+    name = getattr(f, "__name__", type(f).__name__)
+    call = CapturedCall(captured, values, specs, not traced, name)
+    return captured, kind.compile(call)

@@ -1,0 +1,69 @@
+"""The examples of the READMEs, the guide and the docstrings run, and give what they say."""
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)[^)]*\)")
+MODULES = ("pullback.api", "pullback.explain")
+FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+
+
+def examples(page: Path) -> list[tuple[int, str]]:
+    """The Python examples of a page, each with the line it starts at."""
+    text = page.read_text(encoding="utf-8")
+    return [(text[: match.start(1)].count("\n") + 1, match[1]) for match in EXAMPLE.finditer(text)]
+
+
+def without_comments(code: str) -> str:
+    return re.sub(r"\s*#.*$", "", code, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_examples_of_a_page_run(page: Path) -> None:
+    """In order, in one namespace: a reader types them in one after the other."""
+    names: dict[str, Any] = {"__name__": "example"}
+    for line, code in examples(page):
+        if code.lstrip().startswith(">>>"):
+            check_session(code, names, page, line)
+        else:
+            exec(compile("\n" * (line - 1) + code, str(page), "exec"), names)
+
+
+def check_session(code: str, names: dict[str, Any], page: Path, line: int) -> None:
+    """Run a session of `>>>` lines and compare what it prints."""
+    session = doctest.DocTestParser().get_doctest(code, names, page.name, str(page), line - 1)
+    report: list[str] = []
+    doctest.DocTestRunner(verbose=False, optionflags=FLAGS).run(session, out=report.append, clear_globs=False)
+    names.update(session.globs)
+    assert not report, "".join(report)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_of_docstrings_run(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name), optionflags=FLAGS)
+    assert result.attempted
+    assert not result.failed
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    dead = [link for link in LINK.findall(page.read_text(encoding="utf-8")) if not (page.parent / link).exists()]
+    assert not dead
+
+
+def test_both_readmes_show_the_same_examples() -> None:
+    english, chinese = ([without_comments(code) for _, code in examples(ROOT / name)] for name in ("README.md", "README.zh.md"))
+    assert english == chinese
+
+
+def test_no_figure_is_left_open() -> None:
+    open_figures = [page.name for page in PAGES if "FIGURE" in page.read_text(encoding="utf-8")]
+    assert not open_figures, f"figures still to be measured: {open_figures}"

@@ -1,0 +1,70 @@
+"""What `import pullback` costs, and what it offers."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import pullback
+
+BUDGET = 0.150  # seconds on top of `import torch`
+ATTEMPTS = 5
+
+MEASURE = """
+import time, torch
+before = time.perf_counter()
+import pullback
+print(time.perf_counter() - before)
+"""
+
+LOADED = """
+import sys, torch
+before = set(sys.modules)
+import pullback
+print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
+"""
+
+
+def run_python(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout.strip()
+
+
+def test_import_is_quick() -> None:
+    """The best of a few attempts: other processes on the machine only ever make it slower."""
+    seconds = float("inf")
+    for _ in range(ATTEMPTS):
+        seconds = min(seconds, float(run_python(MEASURE)))
+        if seconds <= BUDGET:
+            return
+    pytest.fail(f"`import pullback` takes {seconds * 1000:.0f} ms on top of `import torch`; {BUDGET * 1000:.0f} are allowed")
+
+
+def test_import_loads_no_optional_extra() -> None:
+    extras = {"typer", "rich", "sklearn", "matplotlib", "scipy", "pytest", "hypothesis"}
+    assert not extras & set(run_python(LOADED).split())
+
+
+def test_every_public_name_is_there() -> None:
+    missing = [name for name in pullback.__all__ if not hasattr(pullback, name)]
+    assert not missing
+    assert len(set(pullback.__all__)) == len(pullback.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(set(pullback.__all__) - {"__version__"}))
+def test_every_public_name_is_documented(name: str) -> None:
+    item = getattr(pullback, name)
+    assert (inspect.getdoc(item) or "").strip(), f"pullback.{name} has no docstring"
+    if not inspect.isclass(item):
+        return
+    for attribute, member in vars(item).items():
+        if callable(member) and not attribute.startswith("_"):
+            assert inspect.getdoc(member), f"pullback.{name}.{attribute} has no docstring"
+
+
+@pytest.mark.parametrize("name", sorted(set(pullback.__all__) - {"__version__"}))
+def test_every_error_is_ours(name: str) -> None:
+    item = getattr(pullback, name)
+    if inspect.isclass(item) and issubclass(item, BaseException):
+        assert issubclass(item, pullback.PullbackError)

@@ -1,0 +1,239 @@
+"""The house has storeys: a module imports only from those below it, and says so at its head.
+
+`LAYERS` is the whole rule.  Modules of one package (`emit`, `rules` …) may import each other; no import may close a circle.
+A new module fails here until it is given its place, in `LAYERS` and in docs/architecture.md.
+"""
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+from types import FunctionType
+
+import pytest
+
+import pullback
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "pullback"
+
+# From the roof to the ground.  Those on one line do not know each other.
+LAYERS: dict[int, tuple[str, ...]] = {
+    20: ("__init__", "cli"),
+    19: ("training",),
+    18: ("explain", "api"),
+    17: ("transform",),
+    16: ("derivatives",),
+    15: ("compilation",),
+    14: ("emit", "passes", "evaluation"),
+    13: ("rules",),
+    12: ("stages", "cost"),
+    11: ("signature",),
+    10: ("environment",),
+    9: ("guards", "namespaces"),
+    8: ("capture",),
+    7: ("recording", "structure"),
+    6: ("provenance",),
+    5: ("torch_private",),
+    4: ("expressions",),
+    3: ("terms",),
+    2: ("index",),
+    1: ("graph",),
+    0: ("errors",),
+}
+STOREY = {module: storey for storey, modules in LAYERS.items() for module in modules}
+
+# The core between capture and emission knows no tensors.
+WITHOUT_TORCH = ("errors", "graph", "index", "terms", "expressions", "stages", "cost", "rules", "passes")
+
+# Imports inside a function: an optional extra, in the one function that needs it.
+LATE_IMPORTS = {
+    ("training.data", "sklearn.datasets"),
+    ("training.curves", "matplotlib.backends.backend_agg"),
+    ("training.curves", "matplotlib.figure"),
+}
+
+# Only what is the reference by definition may name a derivative of PyTorch's.
+MAY_NAME_AUTOGRAD = {"training.reference"}
+TORCH_DERIVATIVES = re.compile(
+    r"torch\.autograd\.(grad|backward|functional|forward_ad)\b"
+    r"|torch\.func\.(grad|vjp|jvp|jacrev|jacfwd|hessian|grad_and_value|linearize)\b"
+    r"|torch\._functorch\.\w+[.:](grad|vjp|jvp|jacrev|jacfwd|hessian)\w*\b"
+)
+
+
+@dataclass(frozen=True)
+class Import:
+    """One module that another names; `late` inside a function."""
+
+    target: str
+    line: int
+    late: bool
+
+
+@dataclass(frozen=True)
+class Module:
+    """A file of the package: its name without `pullback.`, and what it imports."""
+
+    name: str
+    path: Path
+    tree: ast.Module
+
+    @property
+    def shelf(self) -> str:
+        return self.name.split(".")[0]
+
+    @property
+    def imports(self) -> tuple[Import, ...]:
+        return tuple(imports_of(self))
+
+    def own_imports(self) -> Iterator[Import]:
+        """What it imports from us, as names without `pullback.`."""
+        for item in self.imports:
+            if item.target == "pullback" or item.target.startswith("pullback."):
+                yield Import(item.target.removeprefix("pullback").removeprefix(".") or "__init__", item.line, item.late)
+
+
+@cache
+def modules() -> tuple[Module, ...]:
+    """Every module of the package, parsed."""
+    found = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
+        found.append(Module(name, path, ast.parse(path.read_text(encoding="utf-8"))))
+    return tuple(found)
+
+
+@cache
+def module_names() -> frozenset[str]:
+    return frozenset(module.name for module in modules())
+
+
+def imports_of(module: Module) -> Iterator[Import]:
+    late = {
+        id(inner)
+        for function in ast.walk(module.tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for inner in ast.walk(function)
+    }
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name, node.lineno, id(node) in late)
+        elif isinstance(node, ast.ImportFrom):
+            for target in targets_of(module, node):
+                yield Import(target, node.lineno, id(node) in late)
+
+
+def targets_of(module: Module, node: ast.ImportFrom) -> list[str]:
+    """The modules behind `from … import …`; a name that is itself a module of ours counts as that module."""
+    base = node.module or ""
+    if node.level:
+        package = ["pullback", *module.name.split(".")]
+        is_package = module.path.name == "__init__.py" and module.name != "__init__"
+        package = package[: len(package) - node.level + is_package]
+        base = ".".join([*package, *([node.module] if node.module else [])])
+    inner = [f"{base}.{alias.name}" for alias in node.names]
+    ours = [target for target in inner if target.removeprefix("pullback.") in module_names()]
+    return ours or [base]
+
+
+def dotted_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Every dotted name and every string that is no docstring, with its line."""
+    documentation = {
+        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield ast.unparse(node), node.lineno
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+            if ":" in node.value and " " not in node.value:  # "module:name", as torch_private looks names up
+                yield node.value.replace(":", "."), node.lineno
+
+
+every_module = pytest.mark.parametrize("module", modules(), ids=lambda module: module.name)
+
+
+@every_module
+def test_imports_point_downwards(module: Module) -> None:
+    storey = STOREY[module.shelf]
+    for item in module.own_imports():
+        shelf = item.target.split(".")[0]
+        assert shelf == module.shelf or STOREY[shelf] < storey, (
+            f"{module.path}:{item.line} imports {item.target} (storey {STOREY[shelf]}) from storey {storey}: "
+            "move what it needs down, or what needs it up"
+        )
+
+
+def test_no_import_closes_a_circle() -> None:
+    graph = {m.name: {i.target for i in m.own_imports() if i.target != m.name} for m in modules()}
+    assert list(TopologicalSorter(graph).static_order())
+
+
+@every_module
+def test_imports_stand_at_the_head(module: Module) -> None:
+    late = {(module.name, item.target) for item in module.imports if item.late}
+    assert late <= LATE_IMPORTS, f"{module.path} imports {late - LATE_IMPORTS} inside a function"
+
+
+def test_late_imports_are_all_in_use() -> None:
+    used = {(module.name, item.target) for module in modules() for item in module.imports if item.late}
+    assert used >= LATE_IMPORTS, "an exception that nobody needs any more"
+
+
+def test_only_compilation_imports_the_passes() -> None:
+    users = {m.name for m in modules() for i in m.own_imports() if i.target.split(".")[0] == "passes" != m.shelf}
+    assert users == {"compilation"}
+
+
+@every_module
+def test_the_core_knows_no_tensors(module: Module) -> None:
+    if module.shelf in WITHOUT_TORCH:
+        assert not [item for item in module.imports if item.target.split(".")[0] == "torch"]
+
+
+def test_what_the_core_imports_knows_no_tensors_either() -> None:
+    core = {module.name: module for module in modules() if module.shelf in WITHOUT_TORCH}
+    for module in core.values():
+        for item in module.own_imports():
+            assert item.target.split(".")[0] in WITHOUT_TORCH, f"{module.name} imports {item.target}, which may import torch"
+
+
+@every_module
+def test_derivatives_are_our_own(module: Module) -> None:
+    if module.name in MAY_NAME_AUTOGRAD:
+        return
+    named = [f"{module.path}:{line}: {name}" for name, line in dotted_names(module.tree) if TORCH_DERIVATIVES.match(name)]
+    assert not named, "only " + ", ".join(sorted(MAY_NAME_AUTOGRAD)) + f" may name these: {named}"
+
+
+def test_private_torch_stays_in_one_module() -> None:
+    private = re.compile(r"torch(\.\w+)*\._[a-zA-Z]")
+    for module in modules():
+        if module.name != "torch_private":
+            named = [f"{module.path}:{item.line}: {item.target}" for item in module.imports if private.match(item.target)]
+            assert not named, f"private interfaces of PyTorch belong in torch_private.py: {named}"
+
+
+def test_every_storey_is_inhabited() -> None:
+    assert {module.shelf for module in modules()} == set(STOREY)
+
+
+def test_no_public_function_hides_a_module() -> None:
+    functions = {name for name in pullback.__all__ if isinstance(inspect.unwrap(getattr(pullback, name)), FunctionType)}
+    assert not functions & {module.shelf for module in modules()}
+
+
+@every_module
+def test_architecture_page_names_every_module(module: Module) -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    package, _, name = module.name.rpartition(".")
+    if package or not (SOURCE / name).is_dir():
+        assert re.search(rf"\b{name}(\.py)?\b", page), f"docs/architecture.md does not say what {module.name} is for"
