@@ -27,7 +27,8 @@ class GeneralizedBackpropNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map points to the probability of a 1."""
-        return torch.sigmoid(self.fc2(torch.relu(self.fc1(x))))
+        hidden = torch.relu(self.fc1(x))
+        return torch.sigmoid(self.fc2(hidden))
 
 
 def generalized_backward(

@@ -114,11 +114,10 @@ def test_dead_code_is_dropped():
     assert operators(trace(lambda x: (x.sin(), x * 2)[1], X)) == {"mul": 1}
 
 
-def test_unread_results_are_none():
+def test_unread_results_stay_for_rules_to_read():
     node = trace(lambda x: x.max(0)[0], X).graph.nodes[0]
     assert node.op == "aten.max.dim"
-    assert node.outputs[0] is not None
-    assert node.outputs[1] is None
+    assert [v.type for v in node.results] == ["float32[3]", "int64[3]"]
 
 
 def test_module_scope_and_parameter_names():
@@ -246,7 +245,7 @@ def test_batch_norm_in_evaluation_writes_nothing():
 
 def test_change_of_an_argument_is_a_mutation():
     captured = trace(lambda x: x.mul_(2).sin(), X)
-    (old, new), = captured.graph.mutations
+    ((old, new),) = captured.graph.mutations
     assert (old.name, new.name) == ("x", "mul")
 
 
@@ -411,6 +410,16 @@ def test_changed_constant_stays_a_constant():
 def test_array_turned_into_a_tensor():
     captured = trace(lambda x: x * torch.from_numpy(np.ones(3, dtype=np.float32)), X)
     assert captured.constants == (True,)
+
+
+def test_change_of_shared_memory_is_refused():
+    base = torch.ones(4, 3)
+    view = base[0]
+    with pytest.raises(CaptureError, match="shares its memory"):
+        trace(lambda x: (base.mul_(2), x * view)[1], X)
+    with pytest.raises(CaptureError, match="shares its memory"):
+        trace(lambda x, y: x.mul_(2) + y, X, X)
+    assert base.tolist() == torch.ones(4, 3).tolist()
 
 
 # Nesting -------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ What a graph cannot hold is refused.  Random numbers of Python or NumPy cannot b
 
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,10 +20,22 @@ import torch
 from torch import Tensor, nn
 
 from . import torch_private as private
-from .errors import ArgumentError
+from .errors import ArgumentError, CaptureError
 from .graph import Graph, Node, Value
-from .provenance import Namer, argument_names, parameter_names, refusal, source_of, surrounding_names
-from .recording import CLONE, COPY, DETACH, Frontier, Recorder, Step, Trace, map_tensors, tensors_in, unsupported_kind
+from .provenance import Namer, argument_names, describe, parameter_names, refusal, source_of, surrounding_names
+from .recording import (
+    CLONE,
+    COPY,
+    DETACH,
+    Frontier,
+    Recorder,
+    Step,
+    Trace,
+    map_tensors,
+    storage,
+    tensors_in,
+    unsupported_kind,
+)
 
 PASSES = 3  # decompositions may themselves write in place, which the next pass removes
 
@@ -75,11 +88,11 @@ def capture(
         recorder = Recorder(trace, table, keep_raw=True)
         result = _first_pass(f, trace, recorder, fakes, in_spec)
         leaves, out_spec = private.tree_flatten(result)
-        inputs = [fake for fake in fakes if isinstance(fake, Tensor)]
         leaves = [trace.own(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        steps, inputs, leaves = _functional(trace, recorder, table, inputs, leaves)
+        steps, inputs, leaves = _functional(trace, recorder, table, trace.inputs, leaves)
     own_names = [name for a, name in zip(flat_arguments, names, strict=True) if isinstance(a, Tensor)]
     trace.names = surrounding_names(f) | trace.names
+    _check_writes(trace, steps, dict(zip(map(id, inputs), filter(torch.is_tensor, flat_arguments), strict=True)))
     return _assemble(trace, steps, inputs, leaves, own_names, out_spec)
 
 
@@ -89,14 +102,27 @@ def _check_arguments(arguments: Sequence[Any], names: Sequence[str]) -> None:
             raise ArgumentError(f"argument {name!r} is {problem}: convert it to an ordinary dense tensor first")
 
 
+def _check_writes(trace: Trace, steps: Sequence[Step], originals: dict[int, Tensor]) -> None:
+    """Refuse a change of a tensor that shares its memory with another input, which would have to change too."""
+    written = {id(step.args[0]) for step in steps if step.mutates}
+    if not written:
+        return
+    originals = originals | {id(fake): tensor for tensor, fake in trace.lifted.values()}
+    memory = Counter(storage(private.unwrapped(tensor)) for tensor in originals.values())
+    for key in written:
+        if memory[storage(private.unwrapped(originals[key]))] > 1:
+            raise CaptureError(
+                f"f changes {describe(originals[key])} in place, which shares its memory with another tensor that f "
+                "reads: pass a clone of one of them, or compute a new tensor instead of changing this one"
+            )
+
+
 # First pass ----------------------------------------------------------------------------------------------------------
 
 
-def _first_pass(
-    f: Callable[..., Any], trace: Trace, recorder: Recorder, fakes: list[Any], in_spec: Any
-) -> Any:
+def _first_pass(f: Callable[..., Any], trace: Trace, recorder: Recorder, fakes: list[Any], in_spec: Any) -> Any:
     """The result of `f` on fake tensors; the recorder then holds every call."""
-    recorder.inputs = {fake.untyped_storage()._cdata for fake in fakes if isinstance(fake, Tensor)}
+    trace.inputs = [fake for fake in fakes if isinstance(fake, Tensor)]
     args, kwargs = private.tree_unflatten(fakes, in_spec)
     with _no_autograd_function(), _module_scopes(trace), trace.mode, recorder, Frontier(trace):
         try:
@@ -298,7 +324,7 @@ def _assemble(
         values[id(fake)] = namer.value(fake, trace.names.get(key, "constant" if key in trace.created else "tensor"))
     arguments = tuple(values.values())
     made = {id(fake) for key, _, fake in lifted if key in trace.created}
-    nodes = tuple(_node(step, values, namer, read, made) for step in live)
+    nodes = tuple(_node(step, values, namer, made) for step in live)
     graph = Graph(
         arguments,
         tuple(node for node in nodes if node is not None),
@@ -320,7 +346,7 @@ def _live(steps: list[Step], wanted: set[int]) -> tuple[list[Step], set[int]]:
     return kept[::-1], read
 
 
-def _node(step: Step, values: dict[int, Value], namer: Namer, read: set[int], made: set[int]) -> Node | None:
+def _node(step: Step, values: dict[int, Value], namer: Namer, made: set[int]) -> Node | None:
     """A step as a node; None for a copy or detachment of what is constant anyway.
 
     made: identities of what the function makes of no other tensor.
@@ -338,7 +364,7 @@ def _node(step: Step, values: dict[int, Value], namer: Namer, read: set[int], ma
     base = step.op._schema.name.partition("::")[2].lstrip("_")
     outputs: list[Value | None] = []
     for result in step.results:
-        new = isinstance(result, Tensor) and id(result) in read and id(result) not in values
+        new = isinstance(result, Tensor) and id(result) not in values  # unread ones too: a rule may read them
         if new:
             values[id(result)] = namer.value(result, base)
         outputs.append(values[id(result)] if new else None)

@@ -1,5 +1,6 @@
 """The command line: `pullback train xor | cnn`, and `pullback demo`, which shows the whole way on XOR."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -258,7 +259,8 @@ def show_derivative(run: Run) -> None:
         raise TrainingError("only our engine has a graph to show")
     example = (engine.parameters, run.data.inputs, run.data.targets)
     say("\nThe graph of the loss, an operator a line, with the line of the network it comes from:\n")
-    say(trace(engine.loss, *example))
+    here = f"{Path(__file__).parent}{os.sep}"  # the network's own lines: say them without the place of installation
+    say(str(trace(engine.loss, *example)).replace(here, ""))
     say("\nThe plan of its gradient, and the program that was compiled from it:\n")
     say(engine.derivative.plan(*example))
     say()

@@ -4,7 +4,7 @@ Slow, obvious, and free of the algebra, the passes and lowering: it is the oracl
 Jacobians are read off their definitions, one grid point at a time; grids are visited in pieces, so memory stays bounded.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -96,7 +96,7 @@ def _batched(node: Node, values: Tensors) -> Tensor:
     return torch.stack(rows)
 
 
-_DERIVED = {
+_DERIVED: dict[str, Callable[[Node, Tensors], Tensor]] = {
     "contract": _contract,
     "place": _place,
     "apply": _apply,

@@ -67,8 +67,7 @@ class TracedGraph(Graph):
             if tuple(tensor.shape) != value.shape:
                 raise ShapeError(f"{value.name} was traced as {value.type}; it is given shape {tuple(tensor.shape)}")
         with torch.no_grad():
-            values = dict(zip(self.inputs, flat, strict=True))
-            evaluate(self.nodes, values)
+            values = evaluate(self.nodes, dict(zip(self.inputs, flat, strict=True)))
         return {value.name: tensor.detach() for value, tensor in values.items()}
 
     def backward(self, values: Mapping[str, torch.Tensor], cotangent: Any = None) -> dict[str, torch.Tensor]:
@@ -111,9 +110,7 @@ class TracedGraph(Graph):
             raise MissingRuleError(f"{edge.node.op} has no derivative rule; it is used at {edge.node.source}")
         builder = Builder(edge.target.device)
         jac = local_jacobian(edge, builder)
-        extended = dict(known)
-        evaluate(builder.nodes, extended)
-        return jac, extended
+        return jac, evaluate(builder.nodes, known)
 
     def _formula(self, edge: Edge) -> str:
         builder = Builder(edge.target.device)

@@ -188,7 +188,7 @@ class Builder:
         self, scale: Scalar, factors: tuple[Factor, ...], labels: tuple[Label, ...], dtype: str, name: str = ""
     ) -> Value:
         """The payload of a term over some of its labels."""
-        if scale == 1 and len(factors) == 1 and factors[0].axes == tuple(Axis(0, ((s, 1),)) for s in labels):
+        if scale == 1 and len(factors) == 1 and _is_value_itself(factors[0], labels):
             return self.cast(factors[0].value, dtype)
         term = canonical(Term(scale, factors, tuple(Axis(0, ((s, 1),)) for s in labels), ()))
         expression = Contraction(scale, term.factors, tuple(labels_of(term.out)))
@@ -207,6 +207,11 @@ class Builder:
     def cast(self, value: Value, dtype: str) -> Value:
         """The value in another dtype."""
         return value if value.dtype == dtype else self.pointwise("cast", value, dtype, dtype=dtype)
+
+
+def _is_value_itself(factor: Factor, labels: tuple[Label, ...]) -> bool:
+    whole = factor.value.shape == tuple(s.size for s in labels)
+    return whole and factor.axes == tuple(Axis(0, ((s, 1),)) for s in labels)
 
 
 def hashable(tree: Any) -> Any:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from math import gcd
-from typing import Union
 
 from .graph import Value
 
@@ -54,7 +53,7 @@ class Lookup:
         return f"{self.table.name}[{', '.join(map(repr, self.axes))}]"
 
 
-Index = Union[Axis, Lookup]
+Index = Axis | Lookup
 Indices = tuple[Index, ...]
 
 

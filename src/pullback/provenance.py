@@ -7,6 +7,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
+from types import FrameType
 from typing import Any
 
 import torch
@@ -42,12 +43,12 @@ def source_at(file: str, line: int, function: str) -> Source:
 
 def user_source() -> Source | None:
     """The innermost line of the user's that is being executed now."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if is_users(code.co_filename):
             return source_at(code.co_filename, frame.f_lineno, code.co_name)
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return None
 
 

@@ -87,6 +87,9 @@ class Trace:
 
     lifted: by identity of the tensor that was lifted: that tensor and the fake that stands for it.
     created: identities of lifted tensors which the function itself made of Python numbers.
+    names: what the user calls tensors, by their identity.
+    inputs: the fakes of the function's own arguments.
+    scope: the path of the module that is being called.
     """
 
     inside_transform: bool = False
@@ -94,12 +97,13 @@ class Trace:
     lifted: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     created: set[int] = field(default_factory=set)
     names: dict[int, str] = field(default_factory=dict)
+    inputs: list[Tensor] = field(default_factory=list)
     scope: str = ""
 
     def owns(self, tensor: Tensor) -> bool:
         """Whether a tensor is a fake of this trace, perhaps inside wrappers of a `vmap` that the function calls."""
         if type(tensor) is private.FakeTensor:
-            return tensor.fake_mode is self.mode
+            return getattr(tensor, "fake_mode", None) is self.mode
         return private.is_functorch_wrapped(tensor) and (
             not self.inside_transform or self.owns(private.unwrapped(tensor))
         )
@@ -107,9 +111,7 @@ class Trace:
     def fake(self, tensor: Tensor) -> Tensor:
         """A fake with the shape, strides, dtype and device of a tensor, whose values are never looked at."""
         with private.disable_current_modes(), self.mode:
-            return torch.empty_strided(
-                tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=tensor.device
-            )
+            return torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
     def lift(self, tensor: Tensor) -> Tensor:
         """The fake that stands for a tensor of the function's surroundings; the same fake each time."""
@@ -152,7 +154,7 @@ def unsupported_kind(tensor: Tensor) -> str:
 # Below autograd ------------------------------------------------------------------------------------------------------
 
 
-class Recorder(private.TorchDispatchMode):  # type: ignore[misc]
+class Recorder(private.TorchDispatchMode):
     """Write down every ATen call, as it was made (`raw`) and decomposed by a table (`steps`).
 
     `raw` has in-place calls in it; once one is seen, `steps` is no longer kept up, for a functional program is then
@@ -264,10 +266,10 @@ class Recorder(private.TorchDispatchMode):  # type: ignore[misc]
 
     def stop(self, result: Any, operands: Any) -> Any:
         """Cut the derivative of what is computed under `no_grad`, which leaves no other trace below autograd."""
-        known = {_storage(t) for t in tensors_in(operands)}
+        known = {storage(t) for t in tensors_in(operands)}
         if not known:
             return result
-        self.stopped.update(_storage(t) for t in tensors_in(result) if _storage(t) not in known)
+        self.stopped.update(storage(t) for t in tensors_in(result) if storage(t) not in known)
         with self:
             return map_tensors(result, lambda t: DETACH(t) if _differentiable(t) else t)
 
@@ -276,9 +278,10 @@ class Recorder(private.TorchDispatchMode):  # type: ignore[misc]
         named = dict(zip([a.name for a in op._schema.arguments], args, strict=False)) | kwargs
         written = {a.name for a in op._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
         targets = [t for name in written for t in tensors_in(named.get(name))]
-        foreign = {_storage(fake) for _, fake in self.trace.lifted.values()} | self.inputs
+        foreign = {storage(fake) for _, fake in self.trace.lifted.values()}
+        foreign |= {storage(fake) for fake in self.trace.inputs}
         for tensor in targets:
-            if _differentiable(tensor) and _storage(tensor) not in self.stopped | foreign:
+            if _differentiable(tensor) and storage(tensor) not in self.stopped | foreign:
                 raise refusal(
                     "f changes a tensor in place under torch.no_grad() after computing it with gradients on",
                     "The derivative of that is not defined: compute a new tensor, and use .detach() where it is meant.",
@@ -288,15 +291,14 @@ class Recorder(private.TorchDispatchMode):  # type: ignore[misc]
             cut = lambda t: DETACH(t) if _differentiable(t) and id(t) not in kept else t  # noqa: E731
             return map_tensors(args, cut), map_tensors(kwargs, cut)
 
-    inputs: set[int] = frozenset()  # type: ignore[assignment]
-
 
 @cache
 def _can_decompose(op: Any) -> bool:
     return bool(op._can_decompose())
 
 
-def _storage(tensor: Tensor) -> int:
+def storage(tensor: Tensor) -> int:
+    """The identity of the memory that a tensor is a view of."""
     return int(tensor.untyped_storage()._cdata)
 
 
@@ -327,7 +329,7 @@ READS: dict[Any, tuple[str, str]] = {
     Tensor.__array__: ("turns a tensor into a NumPy array", _ARRAY),
 }
 MAKERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor})
-SETTERS: dict[Any, str] = {Tensor.data.__set__: ".data", Tensor.grad.__set__: ".grad"}  # type: ignore[attr-defined]
+SETTERS: dict[Any, str] = {getattr(Tensor, name).__set__: f".{name}" for name in ("data", "grad")}
 VIEWS = frozenset(getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "data", "real", "imag"))
 ADOPTERS = frozenset({torch.from_numpy, torch.frombuffer, torch.as_tensor, torch.asarray})
 

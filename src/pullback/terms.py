@@ -15,7 +15,7 @@ Terms are never merged here: (w @ w).sum() must not become a tensor with n⁴ en
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Protocol, Union
+from typing import Any, Protocol
 
 from .errors import GraphError
 from .graph import Value, replace_values, values_in
@@ -116,7 +116,7 @@ class Kernel:
         return f"kernel {self.push!r}"
 
 
-Part = Union[Term, Kernel]
+Part = Term | Kernel
 
 
 @dataclass(frozen=True)

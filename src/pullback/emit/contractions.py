@@ -56,18 +56,19 @@ def _constant(expression: Contraction, masks: list[Labelled], dtype: str, tensor
 def _apply_masks(
     masks: list[Labelled], numbers: list[Labelled], tensors: Tensors
 ) -> tuple[list[Labelled], list[Labelled]]:
-    """Each mask is laid on the smallest factor that has all its labels, or on the one it enlarges least."""
+    """A mask is laid on the smallest factor that has all its labels; where none has, it becomes a factor of its own."""
     if not numbers:
         return masks, numbers
     for mask in masks:
-        def enlarged(k: int, mask: Labelled = mask) -> int:
-            return prod(label.size for label in {*numbers[k].labels, *mask.labels})
-
-        best = min(range(len(numbers)), key=lambda k: (enlarged(k), numbers[k].elements))
+        covering = [k for k, n in enumerate(numbers) if set(mask.labels) <= set(n.labels)]
+        if not covering:
+            dtype = numbers[0].value.dtype
+            numbers = [*numbers, Labelled(tensors.masked(mask.value, 1.0, dtype), mask.labels)]
+            continue
+        best = min(covering, key=lambda k: numbers[k].elements)
         target = numbers[best]
-        order = target.labels + tuple(label for label in mask.labels if label not in target.labels)
-        chosen = tensors.masked(align(mask, order, tensors), align(target, order, tensors), target.value.dtype)
-        numbers = [*numbers[:best], Labelled(chosen, order), *numbers[best + 1 :]]
+        chosen = tensors.masked(align(mask, target.labels, tensors), target.value, target.value.dtype)
+        numbers = [*numbers[:best], Labelled(chosen, target.labels), *numbers[best + 1 :]]
     return [], numbers
 
 

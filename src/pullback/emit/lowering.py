@@ -9,7 +9,7 @@ from math import prod
 from typing import Any
 
 from ..expressions import Builder
-from ..graph import Graph, Node, Value, live_nodes, replace_values
+from ..graph import Graph, Node, Value, live_nodes, replace_values, values_in
 from ..terms import HOLE, Application
 from ..torch_private import overload
 from .contractions import lower_contraction
@@ -93,15 +93,24 @@ class _Lowering:
         outputs = replace_values(self.graph.outputs, self._new)
         mutations = tuple((old, self._new(new)) for old, new in self.graph.mutations)
         nodes = live_nodes(tuple(self.builder.nodes), (outputs, mutations))
+        read = set(values_in(([n.inputs for n in nodes], outputs, mutations)))
         renamed = {old: replace(old, name=self.builder.name(name)) for old, name in self.names.items()}
-        if not renamed:
-            return Graph(self.graph.inputs, nodes, outputs, mutations)
 
         def new(value: Value) -> Value:
             return renamed.get(value, value)
 
+        def kept(value: Value | None) -> Value | None:
+            return renamed.get(value, value) if value in read else None
+
         nodes = tuple(
-            replace(n, args=replace_values(n.args, new), kwargs=replace_values(n.kwargs, new), outputs=replace_values(n.outputs, new))
+            Node(
+                n.op,
+                replace_values(n.args, new) if renamed else n.args,
+                replace_values(n.kwargs, new),
+                tuple(map(kept, n.outputs)),
+                n.source,
+                n.scope,
+            )
             for n in nodes
         )
         return Graph(self.graph.inputs, nodes, replace_values(outputs, new), replace_values(mutations, new))

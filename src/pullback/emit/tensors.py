@@ -13,6 +13,9 @@ from ..expressions import Builder, broadcast, promote
 from ..graph import Node, Value
 
 Shape = tuple[int, ...]
+_RESHAPES = frozenset(
+    f"aten.{op}" for op in ("view.default", "unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims")
+)
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -48,8 +51,8 @@ class Tensors:
         shape = tuple(shape)
         if shape == value.shape:
             return value
-        before = self._made_by(value, "view.default")
-        if before is not None:
+        before = self.builder.producer.get(value)
+        if before is not None and before.op in _RESHAPES:
             return self.reshape(before.inputs[0], shape)
         return self._view("view.default", (value, shape), shape, value)
 
@@ -70,6 +73,9 @@ class Tensors:
 
     def squeeze(self, value: Value, dim: int) -> Value:
         """Drop an axis of size 1."""
+        before = self._made_by(value, "view.default")
+        if before is not None:
+            return self.reshape(value, value.shape[:dim] + value.shape[dim + 1 :])
         return self._view("squeeze.dim", (value, dim), value.shape[:dim] + value.shape[dim + 1 :], value)
 
     def slice(self, value: Value, dim: int, start: int, step: int, count: int) -> Value:

@@ -30,7 +30,7 @@ class Realisation:
         dtype: that of the vertex which is to be eliminated; payloads are cast to it after summing.
         rows: whether that vertex is the input side (an edge on its way down from the targets).
         """
-        if any(isinstance(part, Kernel) for part in jac.parts):
+        if not jac.parts or any(isinstance(part, Kernel) for part in jac.parts):
             return jac
         terms = [part for part in jac.parts if isinstance(part, Term)]
         if len(terms) == 1 and self._is_simple(terms[0], dtype):
@@ -45,7 +45,7 @@ class Realisation:
         """Whether a term can be multiplied on as it is."""
         if len(term.factors) > 1 or summed_labels(term):
             return False
-        return all(f.value.dtype in (dtype, "bool") for f in term.factors)
+        return all(f.value.dtype == dtype for f in term.factors)  # a lone mask has yet to become numbers
 
     def _is_dense(self, term: Term, jac: Jac, rows: bool) -> bool:
         side, shape = (term.inp, jac.in_shape) if rows else (term.out, jac.out_shape)

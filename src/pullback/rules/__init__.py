@@ -7,7 +7,7 @@ from `kinds`, with samples.  Products, both sweeps, sparsity and cost follow fro
 from collections.abc import Mapping, Sequence
 
 from ..errors import RuleError
-from . import attention, contraction, indexing, losses, nn, normalisation, pointwise, reduction, views
+from . import activation, attention, contraction, indexing, losses, nn, normalisation, pointwise, reduction, views
 from .constant import NONDIFFERENTIABLE
 from .kinds import (
     POSITIVE,
@@ -30,7 +30,7 @@ from .kinds import (
 
 TABLES: Mapping[str, Mapping[str, Rule]] = {
     table.__name__.rpartition(".")[2]: table.RULES
-    for table in (pointwise, contraction, views, indexing, reduction, nn, attention, normalisation, losses)
+    for table in (pointwise, activation, contraction, views, indexing, reduction, nn, attention, normalisation, losses)
 }
 
 
@@ -43,7 +43,9 @@ def merged(tables: Mapping[str, Mapping[str, Rule]], constant: frozenset[str] = 
     for name, table in tables.items():
         twice: Sequence[str] = sorted(table.keys() & (rules.keys() | constant))
         if twice:
-            raise RuleError(f"table {name!r} holds entries for {', '.join(twice)}, which have one already: remove either")
+            raise RuleError(
+                f"table {name!r} holds entries for {', '.join(twice)}, which have one already: remove either"
+            )
         rules |= table
     return rules
 

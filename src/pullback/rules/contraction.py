@@ -19,7 +19,7 @@ def _sum_of(bias: Symbol, shape: Sequence[int], beta: Scalar) -> tuple[Part, ...
 
 
 def _added(form: str) -> Callable[..., Parts]:
-    """y = β · bias + α · form(a, b)."""
+    """Y = β · bias + α · form(a, b)."""
 
     def body(bias: Symbol, a: Symbol, b: Symbol, *, beta: Scalar = 1, alpha: Scalar = 1, y: Symbol) -> Parts:
         product = {k + 1: multilinear_parts(form, (a.value, b.value), k, alpha) for k in (0, 1)}
@@ -36,7 +36,9 @@ _ADDED = "β · bias + α · product: bilinear in the product's operands, linear
 
 RULES: dict[str, Rule] = {
     "aten.mm.default": Multilinear((Sample(T(2, 3), T(3, 4)), Sample(T(1, 3), T(3, 1))), form="ij,jk->ik"),
-    "aten.bmm.default": Multilinear((Sample(T(2, 2, 3), T(2, 3, 4)), Sample(T(1, 2, 3), T(1, 3, 1))), form="nij,njk->nik"),
+    "aten.bmm.default": Multilinear(
+        (Sample(T(2, 2, 3), T(2, 3, 4)), Sample(T(1, 2, 3), T(1, 3, 1))), form="nij,njk->nik"
+    ),
     "aten.mv.default": Multilinear((Sample(T(2, 3), T(3)),), form="ij,j->i"),
     "aten.dot.default": Multilinear((Sample(T(3), T(3)), Sample(T(1), T(1))), form="i,i->"),
     "aten.vdot.default": Multilinear((Sample(T(3), T(3)),), form="i,i->"),

@@ -77,7 +77,12 @@ _INDEXED = (
 
 READING: dict[str, Rule] = {
     "aten.gather.default": IndexMap(
-        (Sample(X, 1, I(2, 2, bound=3)), Sample(X, 0, I(4, 2, bound=2)), Sample(T(3), -1, I(2, bound=3)), Sample(T(), 0, I(bound=1))),
+        (
+            Sample(X, 1, I(2, 2, bound=3)),
+            Sample(X, 0, I(4, 2, bound=2)),
+            Sample(T(3), -1, I(2, bound=3)),
+            Sample(T(), 0, I(bound=1)),
+        ),
         map=_gathered,
     ),
     "aten.index_select.default": IndexMap(
@@ -92,7 +97,7 @@ READING: dict[str, Rule] = {
 
 
 def _written(x: Symbol, kept: Symbol | None, value: Symbol | None, image: Image, scale: Scalar = 1) -> Parts:
-    """x where `kept` holds (everywhere if it is None), plus the value at the places `image` = (out, inp) says.
+    """X where `kept` holds (everywhere if it is None), plus the value at the places `image` = (out, inp) says.
 
     The value is the operand after the index tensors: its number is that of the last one.
     """
@@ -109,9 +114,7 @@ class _Write(Function):
         return super().parts(call, output, -1 if last else operand)
 
 
-def _put(
-    x: Symbol, indices: Sequence[Symbol | None], values: Symbol, accumulate: bool = False, *_: Any
-) -> Parts:
+def _put(x: Symbol, indices: Sequence[Symbol | None], values: Symbol, accumulate: bool = False, *_: Any) -> Parts:
     out, inp = _indexed(x, indices)
     kept = None
     if not accumulate:
@@ -229,7 +232,12 @@ def _diagonal_written(x: Symbol, src: Symbol, offset: int = 0, dim1: int = 0, di
 
 WRITING_VIEWS: dict[str, Rule] = {
     "aten.slice_scatter.default": _Write(
-        (Sample(TALL, T(2, 2), 0, 1, 3), Sample(X, X), Sample(T(2, 7), T(2, 3), 1, 1, 6, 2), Sample(TALL, T(2, 2), 0, 0, 2))
+        (
+            Sample(TALL, T(2, 2), 0, 1, 3),
+            Sample(X, X),
+            Sample(T(2, 7), T(2, 3), 1, 1, 6, 2),
+            Sample(TALL, T(2, 2), 0, 0, 2),
+        )
         + (Sample(TALL, T(2, 2), 0, -2, 9223372036854775807), Sample(TALL, T(0, 2), 0, 2, 2)),
         body=_slice_written,
         source=_PLACES,

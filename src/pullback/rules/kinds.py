@@ -249,7 +249,9 @@ class Multilinear(Rule):
     def __post_init__(self) -> None:
         operands, arrow, output = self.form.partition("->")
         if not arrow or not set(output) <= set(operands):
-            raise RuleError(f"{self.form!r} is not an einsum form: write 'ij,jk->ik', with every output label in an operand")
+            raise RuleError(
+                f"{self.form!r} is not an einsum form: write 'ij,jk->ik', with every output label in an operand"
+            )
 
     def parts(self, call: Call, output: int, operand: int) -> tuple[Part, ...]:
         """The product of the other operands."""

@@ -9,15 +9,14 @@ from typing import Any
 
 from ..expressions import Operand, Symbol, where
 from ..index import plain_axes
-from ..terms import Part, Term
+from ..terms import Term
 from .formulas import positions, tensor
 from .kinds import POSITIVE, UNIT, B, Domain, Function, Pointwise, Rule, Sample, T, broadcast_axes, fused
 
+Entry = Any  # a `Symbol`, or a number where the operator takes one
 LN2, LN10 = log(2), log(10)
 ABOVE_ONE: Domain = (1.1, 3.0)
 INSIDE: Domain = (0.1, 0.9)
-FAR: Domain = (-5.0, 5.0)
-BOTH = (Sample(T(2, 3)), Sample(T()))
 X23, P23 = T(2, 3), T(2, 3, domain=POSITIVE)
 
 
@@ -32,7 +31,7 @@ def unless(mask: Symbol, derivative: Operand) -> Operand:
 
 
 def logarithm(a: Operand) -> Operand:
-    """log a, for a tensor or a number."""
+    """Log a, for a tensor or a number."""
     return a.log() if isinstance(a, Symbol) else log(a) if a > 0 else -inf
 
 
@@ -96,118 +95,20 @@ ELEMENTARY: dict[str, Rule] = {
 
 COPIES: dict[str, Rule] = {
     **{
-        op: Pointwise(1)
-        for op in ("aten.clone.default", "aten.alias.default", "aten.lift.default", "aten.lift_fresh.default")
+        f"aten.{op}.default": Pointwise(1)
+        for op in [
+            "clone",
+            "alias",
+            "lift",
+            "lift_fresh",
+            "lift_fresh_copy",
+            "_to_copy",
+            "_conj_physical",
+            "contiguous",
+        ]
     },
-    "aten.lift_fresh_copy.default": Pointwise(1),
-    "aten._to_copy.default": Pointwise(1),
-    "aten._conj_physical.default": Pointwise(1),
-    "aten.contiguous.default": Pointwise(1),
     "aten.copy.default": Pointwise(None, 1, samples=[Sample(X23, X23), Sample(X23, T(3)), Sample(X23, T())]),
     "aten.fill.Tensor": Pointwise(None, 1, samples=[Sample(X23, T())]),
-}
-
-# ---------------------------------------------------------------- activations
-
-
-def _gelu(x: Symbol, *, approximate: str = "none") -> Operand:
-    if approximate == "none":
-        density = (-0.5 * (x * x)).exp() * (1 / sqrt(2 * pi))
-        return 0.5 * ((x * sqrt(0.5)).erf() + 1) + x * density
-    slope, cubic = sqrt(2 / pi), 0.044715
-    t = (slope * (x + cubic * (x * x * x))).tanh()
-    return 0.5 * (t + 1) + 0.5 * x * (1 - t * t) * (slope * (1 + 3 * cubic * (x * x)))
-
-
-def _elu(x: Symbol, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Operand:
-    return where(x > 0, scale, input_scale * alpha * scale * (x * input_scale).exp())
-
-
-def _silu(x: Symbol) -> Operand:
-    s = x.sigmoid()
-    return s * (1 + x * (1 - s))
-
-
-def _mish(x: Symbol) -> Operand:
-    t = x.of("softplus.default", x).tanh()
-    return t + x * x.sigmoid() * (1 - t * t)
-
-
-def _softplus(x: Symbol, beta: float = 1, threshold: float = 20) -> Operand:
-    return where(x * beta > threshold, 1, (x * beta).sigmoid())
-
-
-def _outside(x: Symbol, lambd: float = 0.5) -> Symbol:
-    return (x > lambd) | (x < -lambd)
-
-
-def _log_sigmoid(x: Symbol, ys: Any) -> dict[int, tuple[Part, ...]]:
-    y = ys[0]
-    derivative = x.sigmoid().neg() + 1 if y is None else -y.expm1()
-    i = plain_axes(x.shape)
-    return {0: (Term(1, (derivative[i],), i, i),)}
-
-
-ACTIVATIONS: dict[str, Rule] = {
-    "aten.relu.default": Pointwise(lambda y: y > 0, fused=lambda g, y: fused("aten.threshold_backward.default", g, y, 0)),
-    "aten.threshold.default": Pointwise(
-        lambda x, threshold, value: x > threshold,
-        samples=[Sample(X23, 0.3, -7.0)],
-        fused=lambda x, threshold, value, g: fused("aten.threshold_backward.default", g, x, threshold),
-    ),
-    "aten.hardtanh.default": Pointwise(
-        lambda x, low=-1, high=1: (x > low) & (x < high),
-        samples=[*BOTH, Sample(X23, 0.0, 0.5)],
-        fused=lambda x, low=-1, high=1, *, g: fused("aten.hardtanh_backward.default", g, x, low, high),
-    ),
-    "aten.leaky_relu.default": Pointwise(
-        lambda x, slope=0.01: where(x > 0, (x > 0).to(x.dtype), slope),
-        samples=[*BOTH, Sample(X23, 0.2)],
-        fused=lambda x, slope=0.01, *, g: fused("aten.leaky_relu_backward.default", g, x, slope, False),
-    ),
-    "aten._prelu_kernel.default": Pointwise(
-        lambda x, weight: where(x > 0, 1, weight),
-        lambda x, weight: unless(x > 0, x),
-        samples=[Sample(T(2, 3), T(1, 3)), Sample(X23, X23)],
-    ),
-    "aten.elu.default": Pointwise(
-        _elu,
-        samples=[*BOTH, Sample(X23, 0.7, 1.3, 0.5)],
-        fused=lambda x, alpha=1, scale=1, inner=1, *, g: fused("aten.elu_backward.default", g, alpha, scale, inner, False, x),
-    ),
-    "aten.gelu.default": Pointwise(
-        _gelu,
-        samples=[*BOTH, Sample(X23, approximate="tanh")],
-        fused=lambda x, *, g, approximate="none": fused("aten.gelu_backward.default", g, x, approximate=approximate),
-    ),
-    "aten.silu.default": Pointwise(_silu, fused=lambda x, g: fused("aten.silu_backward.default", g, x)),
-    "aten.mish.default": Pointwise(_mish, fused=lambda x, g: fused("aten.mish_backward.default", g, x)),
-    "aten.softplus.default": Pointwise(
-        _softplus,
-        samples=[*BOTH, Sample(X23, 2.0, 1.0)],
-        fused=lambda x, beta=1, threshold=20, *, g: fused("aten.softplus_backward.default", g, x, beta, threshold),
-    ),
-    "aten.hardsigmoid.default": Pointwise(
-        lambda x: ((x > -3) & (x < 3)).to(x.dtype) / 6,
-        domain=FAR,
-        fused=lambda x, g: fused("aten.hardsigmoid_backward.default", g, x),
-    ),
-    "aten.hardswish.default": Pointwise(
-        lambda x: unless(x <= -3, where(x >= 3, 1, x / 3 + 0.5)),
-        domain=FAR,
-        fused=lambda x, g: fused("aten.hardswish_backward.default", g, x),
-    ),
-    "aten.hardshrink.default": Pointwise(
-        _outside,
-        samples=[*BOTH, Sample(X23, 0.2)],
-        fused=lambda x, lambd=0.5, *, g: fused("aten.hardshrink_backward.default", g, x, lambd),
-    ),
-    "aten.softshrink.default": Pointwise(
-        _outside,
-        samples=[*BOTH, Sample(X23, 0.2)],
-        fused=lambda x, lambd=0.5, *, g: fused("aten.softshrink_backward.default", g, x, lambd),
-    ),
-    "aten.log_sigmoid_forward.default": Function(BOTH, body=_log_sigmoid, source="1 − σ(x) = 1 − exp(log σ(x))"),
 }
 
 # ---------------------------------------------------------------- arithmetic
@@ -222,18 +123,24 @@ def _sum(sign: int) -> Pointwise:
     return Pointwise(1, lambda x, other, *, alpha=1: sign * alpha, samples=samples)
 
 
-def _base(x: Operand, exponent: Operand) -> Operand:
+def _base(x: Entry, exponent: Operand) -> Operand:
     """∂(x^e)/∂x; zero, not 0 · ∞, where e = 0."""
     if isinstance(exponent, Symbol):
         return unless(exponent.eq(0), exponent * (x ** (exponent - 1)))
     return exponent * x ** (exponent - 1)
 
 
-def _exponent(x: Operand, exponent: Symbol, y: Symbol) -> Operand:
+def _exponent(x: Operand, exponent: Entry, y: Symbol) -> Operand:
     """∂(x^e)/∂e; zero, not 0 · ∞, where x = 0 and e ≥ 0."""
     if isinstance(x, Symbol):
         return unless(x.eq(0) & (exponent >= 0), y * x.log())
-    return unless(exponent >= 0, y * -inf) if x == 0 else y * logarithm(x)
+    return _flat_or_steep(exponent, y) if x == 0 else y * logarithm(x)
+
+
+def _flat_or_steep(exponent: Entry, y: Symbol) -> Operand:
+    """∂(0^e)/∂e."""
+    derivative: Entry = where(exponent >= 0, 0, -inf)
+    return derivative.to(y.dtype)
 
 
 def _quotient() -> Pointwise:
@@ -255,7 +162,7 @@ def _rounded_quotient(*samples: Sample) -> Pointwise:
     )
 
 
-def _whole_quotient(x: Symbol, other: Operand, mode: str) -> Symbol:
+def _whole_quotient(x: Entry, other: Operand, mode: str) -> Symbol:
     shaped = x / other  # its shape and dtype
     overload = "div.Tensor_mode" if isinstance(other, Symbol) else "div.Scalar_mode"
     return tensor(overload, x, other, shape=shaped.shape, dtype=shaped.dtype, rounding_mode=mode)
@@ -272,10 +179,13 @@ ARITHMETIC: dict[str, Rule] = {
     "aten.mul.Scalar": Pointwise(lambda x, other: other, samples=[Sample(X23, 1.5)]),
     "aten.div.Tensor": _quotient(),
     "aten.div.Scalar": Pointwise(lambda x, other: inverse(other), samples=[Sample(X23, 1.5)]),
-    "aten.div.Tensor_mode": _rounded_quotient(Sample(P23, P23, rounding_mode=None), Sample(P23, P23, **ROUNDED), Sample(X23, 1.5, **ROUNDED)),
+    "aten.div.Tensor_mode": _rounded_quotient(
+        Sample(P23, P23, rounding_mode=None), Sample(P23, P23, **ROUNDED), Sample(X23, 1.5, **ROUNDED)
+    ),
     "aten.div.Scalar_mode": _rounded_quotient(Sample(X23, 1.5, **ROUNDED)),
     "aten.pow.Tensor_Scalar": Pointwise(
-        _base, samples=[Sample(X23, 2), Sample(X23, 3), Sample(P23, 0.5), Sample(P23, -1.5), Sample(X23, 0), Sample(X23, 1)]
+        _base,
+        samples=[Sample(X23, 2), Sample(X23, 3), Sample(P23, 0.5), Sample(P23, -1.5), Sample(X23, 0), Sample(X23, 1)],
     ),
     "aten.pow.Tensor_Tensor": Pointwise(_base, _exponent, samples=[*POSITIVE_PAIRS, Sample(P23, T())]),
     "aten.pow.Scalar": Pointwise(_exponent, samples=[Sample(2, X23), Sample(0.5, X23), Sample(0, P23)]),
@@ -314,7 +224,8 @@ ARITHMETIC: dict[str, Rule] = {
     ),
     "aten.xlogy.Scalar_Self": Pointwise(lambda x, other: x / other, samples=[Sample(1.5, P23)]),
     "aten.xlogy.Scalar_Other": Pointwise(
-        lambda x, other: unless(x.eq(0), logarithm(other)) if other <= 0 else logarithm(other), samples=[Sample(X23, 1.5)]
+        lambda x, other: unless(x.eq(0), logarithm(other)) if other <= 0 else logarithm(other),
+        samples=[Sample(X23, 1.5)],
     ),
     "aten.copysign.Tensor": Pointwise(lambda x, other, y: x.sgn() * y.sgn(), None, samples=PAIRS),
     "aten.copysign.Scalar": Pointwise(lambda x, other, y: x.sgn() * y.sgn(), samples=[Sample(X23, -2.0)]),
@@ -329,9 +240,9 @@ def _larger(x: Symbol, other: Symbol) -> Operand:
 
 
 def _clamp(x: Symbol, low: float | None = None, high: float | None = None) -> Operand:
-    if low is None or high is None:
-        return x <= high if low is None else x >= low
-    return (x >= low) & (x <= high)
+    if low is None:
+        return x <= (inf if high is None else high)
+    return x >= low if high is None else (x >= low) & (x <= high)
 
 
 def _clamp_tensor(x: Symbol, min: Symbol | None = None, max: Symbol | None = None, *, y: Symbol) -> dict[int, Any]:
@@ -398,7 +309,7 @@ SELECTIONS: dict[str, Rule] = {
     ),
 }
 
-RULES: dict[str, Rule] = {**ELEMENTARY, **COPIES, **ACTIVATIONS, **ARITHMETIC, **SELECTIONS}
+RULES: dict[str, Rule] = {**ELEMENTARY, **COPIES, **ARITHMETIC, **SELECTIONS}
 
 
-__all__ = ["ACTIVATIONS", "ARITHMETIC", "COPIES", "ELEMENTARY", "RULES", "SELECTIONS"]
+__all__ = ["ARITHMETIC", "COPIES", "ELEMENTARY", "RULES", "SELECTIONS"]

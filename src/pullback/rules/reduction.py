@@ -61,7 +61,8 @@ def _moments(x: Symbol, dims: Dims, correction: Scalar | None, keepdim: bool, y:
     out, inp = _sides(x, over, keepdim)
     centred = x - reduce("mean.dim", x, over)
     assert isinstance(centred, Symbol)
-    scale, factors = 2 * _freedom(x, over, correction), (centred[inp],)
+    scale = 2 * _freedom(x, over, correction)
+    factors: tuple[Factor, ...] = (centred[inp],)
     if y is not None:
         scale, factors = scale / 2, (*factors, _rows(_inverse(y), inp, over))
     return {(0, 0): (Term(scale, factors, out, inp),), (1, 0): (Term(1 / max(count(x, over), 1), (), out, inp),)}
@@ -79,13 +80,20 @@ def _variance(x: Symbol, dims: Dims = None, *, correction: Scalar | None = None,
 
 
 def _deviation(
-    x: Symbol, dims: Dims = None, *, correction: Scalar | None = None, keepdim: bool = False, ys: Sequence[Symbol | None]
+    x: Symbol,
+    dims: Dims = None,
+    *,
+    correction: Scalar | None = None,
+    keepdim: bool = False,
+    ys: Sequence[Symbol | None],
 ) -> Parts:
     return _moments(x, dims, correction, keepdim, saved(ys, 0))
 
 
-_MOMENTS = (Sample(X), Sample(X, (1,)), Sample(T(2, 3, 2), (0, 2)))
-_MOMENTS += (Sample(X, (1,), correction=0, keepdim=True), Sample(X, (0,), correction=0.5))
+_MOMENTS = (
+    *(Sample(X), Sample(X, (1,)), Sample(T(2, 3, 2), (0, 2))),
+    *(Sample(X, (1,), correction=0, keepdim=True), Sample(X, (0,), correction=0.5)),
+)
 _OF_MOMENTS = "∂σ²/∂x = 2 (x − μ) / (n − c); the mean's own derivative drops out"
 
 SUMS: dict[str, Rule] = {
@@ -105,7 +113,9 @@ SUMS: dict[str, Rule] = {
 def _logsumexp(x: Symbol, dims: Dims, keepdim: bool = False, *, y: Symbol) -> Parts:
     over = reduced_dims(dims, x.rank)
     out, inp = _sides(x, over, keepdim)
-    share = (x - kept(y, x, over)).exp()
+    difference = x - kept(y, x, over)
+    assert isinstance(difference, Symbol)
+    share = difference.exp()
     return {0: (Term(1, (share[inp],), out, inp),)}
 
 
@@ -243,7 +253,7 @@ def _cumulative_product(x: Symbol, dim: int, *, dtype: Any = None, y: Symbol) ->
     return {0: (Term(1, (entry, _until(x, k, j)), out, inp),)}
 
 
-def _along(position: int, default: int | None = None) -> Any:
+def _along(position: int, default: int = -1) -> Any:
     """An index map for `(values, indices)` along the axis that is argument number `position`."""
 
     def image(x: Symbol, *args: Any, ys: Sequence[Symbol | None], **kwargs: Any) -> tuple[Indices, Indices]:
@@ -271,13 +281,13 @@ SCANS: dict[str, Rule] = {
     "aten.max.dim": IndexMap(_REDUCED, map=_along(1)),
     "aten.min.dim": IndexMap(_REDUCED, map=_along(1)),
     "aten.median.dim": IndexMap(_REDUCED, map=_along(1)),
-    "aten.mode.default": IndexMap((Sample(X), *_REDUCED), map=_along(1, -1)),
-    "aten.kthvalue.default": IndexMap((Sample(X, 2), Sample(X, 1, 0, True)), map=_along(2, -1)),
-    "aten.sort.default": IndexMap((Sample(X), Sample(X, 0, True), Sample(T())), map=_along(1, -1)),
+    "aten.mode.default": IndexMap((Sample(X), *_REDUCED), map=_along(1)),
+    "aten.kthvalue.default": IndexMap((Sample(X, 2), Sample(X, 1, 0, True)), map=_along(2)),
+    "aten.sort.default": IndexMap((Sample(X), Sample(X, 0, True), Sample(T())), map=_along(1)),
     "aten.sort.stable": IndexMap(
-        (Sample(X, stable=True), Sample(X, stable=True, dim=0, descending=True)), map=_along(1, -1)
+        (Sample(X, stable=True), Sample(X, stable=True, dim=0, descending=True)), map=_along(1)
     ),
-    "aten.topk.default": IndexMap((Sample(X, 2), Sample(X, 1, 0), Sample(X, 2, 1, False)), map=_along(2, -1)),
+    "aten.topk.default": IndexMap((Sample(X, 2), Sample(X, 1, 0), Sample(X, 2, 1, False)), map=_along(2)),
 }
 
 RULES: dict[str, Rule] = {**SUMS, **NORMS, **SCANS}

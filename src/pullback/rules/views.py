@@ -110,7 +110,7 @@ SHAPES: dict[str, Rule] = {
 
 
 def affine(index: Axis, offset: int, stride: int = 1) -> Axis:
-    """offset + stride · index."""
+    """Offset + stride · index."""
     return Axis(offset + stride * index.offset, tuple((label, stride * s) for label, s in index.parts))
 
 
@@ -121,9 +121,7 @@ def stepped(size: int, start: int | None, end: int | None, step: int) -> tuple[A
     return out, affine(out, chosen.start, step)
 
 
-def _sliced(
-    x: Symbol, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
-) -> Image:
+def _sliced(x: Symbol, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Image:
     dim = axis(dim, x.rank)
     inp = plain_axes(x.shape)
     small, large = stepped(x.shape[dim], start, end, step)
@@ -153,9 +151,7 @@ def _joined(xs: Sequence[Symbol], dim: int = 0, *, operand: int) -> Image | list
     dim = axis(dim, rank)
     inp = plain_axes(x.shape)
     start = sum(other.shape[dim] for other in xs[:operand] if other.rank > dim)
-    index = inp[dim]
-    assert isinstance(index, Axis)
-    return replaced(inp, dim, affine(index, start)), inp
+    return replaced(inp, dim, affine(inp[dim], start)), inp
 
 
 def _stacked(xs: Sequence[Symbol], dim: int = 0, *, operand: int) -> Image:
@@ -177,17 +173,12 @@ def _padded(x: Symbol, pad: Sequence[int], value: float = 0) -> Image:
 
 
 def _flipped(x: Symbol, dims: Sequence[int]) -> Image:
-    out = inp = plain_axes(x.shape)
+    out = plain_axes(x.shape)
+    inp: Indices = out
     for d in dims:
         d = axis(d, x.rank)
-        inp = inp if x.rank == 0 else replaced(inp, d, affine(plain_of(out[d]), x.shape[d] - 1, -1))
+        inp = inp if x.rank == 0 else replaced(inp, d, affine(out[d], x.shape[d] - 1, -1))
     return out, inp
-
-
-def plain_of(index: Any) -> Axis:
-    """An index that is known to be an axis."""
-    assert isinstance(index, Axis)
-    return index
 
 
 def _rolled(x: Symbol, shifts: int | Sequence[int], dims: int | Sequence[int] = ()) -> list[Image] | Kernel:
@@ -195,7 +186,9 @@ def _rolled(x: Symbol, shifts: int | Sequence[int], dims: int | Sequence[int] = 
     shifts, dims = ((a,) if isinstance(a, int) else tuple(a) for a in (shifts, dims))
     if (not dims and x.rank != 1) or len({axis(d, x.rank) for d in dims}) > 2:
         back = tuple(-s for s in shifts)
-        return Kernel(operation("aten.roll.default", HOLE, shifts, dims), operation("aten.roll.default", HOLE, back, dims))
+        return Kernel(
+            operation("aten.roll.default", HOLE, shifts, dims), operation("aten.roll.default", HOLE, back, dims)
+        )
     by: dict[int, int] = {}
     for shift, d in zip(shifts, dims or (0,), strict=True):
         by[axis(d, x.rank)] = by.get(axis(d, x.rank), 0) + shift
@@ -219,8 +212,8 @@ def _diagonal(x: Symbol, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Image
     rows, columns = x.shape[first] + min(offset, 0), x.shape[second] - max(offset, 0)
     along = plain(max(min(rows, columns), 0))
     rest = tuple(i for d, i in enumerate(inp) if d not in (first, second))
-    inp = replaced(replaced(inp, first, affine(along, max(-offset, 0))), second, affine(along, max(offset, 0)))
-    return (*rest, along), inp
+    rows_at, columns_at = affine(along, max(-offset, 0)), affine(along, max(offset, 0))
+    return (*rest, along), replaced(replaced(inp, first, rows_at), second, columns_at)
 
 
 def _windows(x: Symbol, dim: int, size: int, step: int) -> Image:
@@ -240,7 +233,13 @@ def _trace(x: Symbol) -> Image:
 
 PARTS: dict[str, Rule] = {
     "aten.slice.Tensor": IndexMap(
-        (Sample(X, 1, 1, 3), Sample(X, 0, -1, 9223372036854775807), Sample(T(7, 2), 0, 1, 6, 2), Sample(X), Sample(X, 1, 2, 2)),
+        (
+            Sample(X, 1, 1, 3),
+            Sample(X, 0, -1, 9223372036854775807),
+            Sample(T(7, 2), 0, 1, 6, 2),
+            Sample(X),
+            Sample(X, 1, 2, 2),
+        ),
         map=_sliced,
     ),
     "aten.select.int": IndexMap((Sample(X, 1, 2), Sample(CUBE, -2, -1), Sample(T(3), 0, 0)), map=_one_of),
@@ -256,9 +255,12 @@ PARTS: dict[str, Rule] = {
     "aten.cat.default": IndexMap(
         (Sample((X, X)), Sample((X, T(2, 1), T(2, 0)), -1), Sample((T(0), X), 1)), map=_joined, operand=None
     ),
-    "aten.stack.default": IndexMap((Sample((X, X)), Sample((X, X, X), -1), Sample((T(), T()))), map=_stacked, operand=None),
+    "aten.stack.default": IndexMap(
+        (Sample((X, X)), Sample((X, X, X), -1), Sample((T(), T()))), map=_stacked, operand=None
+    ),
     "aten.constant_pad_nd.default": IndexMap(
-        (Sample(X, (1, 2)), Sample(CUBE, (0, 1, 2, 0), 1.5), Sample(X, (-1, 1)), Sample(X, (-1, -1, 0, -1))), map=_padded
+        (Sample(X, (1, 2)), Sample(CUBE, (0, 1, 2, 0), 1.5), Sample(X, (-1, 1)), Sample(X, (-1, -1, 0, -1))),
+        map=_padded,
     ),
     "aten.flip.default": IndexMap((Sample(X, (0,)), Sample(CUBE, (0, -1)), Sample(T(1), (0,))), map=_flipped),
     "aten.roll.default": IndexMap(
@@ -302,7 +304,11 @@ def _embedded(x: Symbol, offset: int = 0, dim1: int = -2, dim2: int = -1, *, y: 
 
 TRANSPOSES: dict[str, Rule] = {
     "aten.slice_backward.default": IndexMap(
-        (Sample(X, (2, 5), 1, 1, 4, 1), Sample(X, (2, 7), -1, 1, 6, 2), Sample(X, (4, 3), 0, -2, 9223372036854775807, 1)),
+        (
+            Sample(X, (2, 5), 1, 1, 4, 1),
+            Sample(X, (2, 7), -1, 1, 6, 2),
+            Sample(X, (4, 3), 0, -2, 9223372036854775807, 1),
+        ),
         map=_transpose_of(_sliced),
     ),
     "aten.select_backward.default": IndexMap(

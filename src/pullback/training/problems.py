@@ -27,7 +27,8 @@ class XorNetwork(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map points (n, 2) to probabilities (n, 1)."""
-        return torch.sigmoid(self.fc2(torch.relu(self.fc1(x))))
+        hidden = torch.relu(self.fc1(x))
+        return torch.sigmoid(self.fc2(hidden))
 
 
 class DigitsNetwork(nn.Module):
