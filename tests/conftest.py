@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 
 import pytest
-import support
 import torch
+
+import support
 
 support.put_up_gate()
 torch.set_num_threads(1)

@@ -6,8 +6,8 @@ result which came from there cannot pass for ours.  A test that needs a referenc
     with reference():
         expected = torch.func.grad(f)(x)
 
-Never call `pullback` inside `reference()`: that is what the gate is there to catch.  A test of something that is made of
-`torch.autograd` by definition (the engine that training is compared with) is marked `@pytest.mark.reference` instead.
+Never call `pullback` inside `reference()`: that is what the gate is there to catch.  A test of something that is made
+of `torch.autograd` by definition (the engine that training is compared with) is marked `pytest.mark.reference` instead.
 The gate is open while modules are imported and tests are collected.
 """
 

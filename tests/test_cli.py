@@ -71,6 +71,15 @@ def test_seeds_compares_the_engines() -> None:
     assert "(float32)" in alone.output
 
 
+@pytest.mark.reference  # both engines are run
+def test_seeds_exits_with_1_when_the_engines_disagree(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"trace": [(0, 1.0)], "torch": [(0, 0.75)]}
+    monkeypatch.setattr(cli, "accuracies", lambda problem, settings, engine, seeds: iter(found[engine]))
+    result = invoke("train", "xor", "--seeds", 1)
+    assert result.exit_code == 1
+    assert "The engines disagree." in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

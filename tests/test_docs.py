@@ -60,8 +60,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_both_readmes_show_the_same_examples() -> None:
-    english, chinese = ([without_comments(code) for _, code in examples(ROOT / name)] for name in ("README.md", "README.zh.md"))
-    assert english == chinese
+    english, chinese = (examples(ROOT / name) for name in ("README.md", "README.zh.md"))
+    assert [without_comments(code) for _, code in english] == [without_comments(code) for _, code in chinese]
 
 
 def test_no_figure_is_left_open() -> None:

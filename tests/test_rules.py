@@ -189,7 +189,8 @@ def reference(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     try:
         expected = torch.autograd.functional.jacobian(function, x, strict=False) if function(x).numel() else None
     except RuntimeError as error:
-        assert re.search("not implemented|returned an invalid gradient", str(error)), error
+        if not re.search("not implemented|returned an invalid gradient", str(error)):
+            raise
         return differences(function, x)
     return differences(function, x) if expected is None or not x.numel() else expected
 
@@ -251,8 +252,8 @@ def test_declared_types_are_those_of_the_tensors(op: str, args: tuple[Any, ...],
     case = case_of(op, args, kwargs, torch.float32)
     for output, operand in case.edges():
         case.jacobian(output, operand)
-    for value, tensor in case.values().items():
-        assert (value.shape, f"torch.{value.dtype}") == (tuple(tensor.shape), str(tensor.dtype)), value
+    for value, held in case.values().items():
+        assert (value.shape, f"torch.{value.dtype}") == (tuple(held.shape), str(held.dtype)), value
 
 
 @pytest.mark.parametrize(("op", "args", "kwargs"), SAMPLES)

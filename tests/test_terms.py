@@ -1,6 +1,8 @@
 """The laws of the algebra of structured Jacobians, on random structures, against the dense oracle."""
 
-import itertools
+import subprocess
+import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -58,7 +60,7 @@ def product(left: Jac, right: Jac, world: World) -> Jac:
 def chain(world: World, length: int, small: bool = False, **options: int | bool) -> list[Jac]:
     """Jacobians that can be multiplied in this order."""
     shapes = [shape(world, 2, SMALL) if small else shape(world, 2) for _ in range(length + 1)]
-    return [jac(world, out, inp, **options) for out, inp in itertools.pairwise(shapes)]
+    return [jac(world, out, inp, **options) for out, inp in pairwise(shapes)]
 
 
 # ---------------------------------------------------------------- composition
@@ -190,7 +192,9 @@ def test_reading_terms(world: World) -> None:
 def test_fresh_labels_are_never_canonical_ones() -> None:
     part = Term(1, (), tuple(of_label(fresh(2)) for _ in range(40)), ())
     assert all(label.id < CANONICAL for label in term_labels(canonical(part)))
-    assert all(label.id >= CANONICAL for label in term_labels(rename(part)))
+    first = "from pullback.index import fresh; print(fresh(2).id)"  # asked of a new process, where none is used up
+    found = subprocess.run([sys.executable, "-c", first], capture_output=True, text=True, check=True)
+    assert int(found.stdout) >= CANONICAL
 
 
 def test_terms_differing_in_label_names_and_orders_are_equal_in_canonical_form() -> None:
@@ -241,14 +245,6 @@ def test_entries_of_a_product_lie_within_the_product_of_patterns(world: World) -
     allowed = positions(planned, ab.out_shape, ab.in_shape, world.arrays)
     assert not (dense(ab, world.arrays) != 0)[~allowed].any()
     assert not (allowed & ~positions(pattern(ab), ab.out_shape, ab.in_shape, world.arrays)).any()
-
-
-@LAWS
-@given(worlds())
-def test_pattern_of_a_sum_is_the_union(world: World) -> None:
-    (a,) = chain(world, 1)
-    b = jac(world, a.out_shape, a.in_shape)
-    assert pattern(add(a, b)) == pattern(a) | pattern(b)
 
 
 @LAWS

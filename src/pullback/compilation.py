@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .cost import multiplications
+from .emit.aliases import own_memory
 from .emit.fx import to_graph_module
 from .emit.lowering import lower
 from .emit.python import Program, emit_python
@@ -90,7 +91,7 @@ def compile_derivative(task: Task, order: OrderName, *, fuse: bool, name: str = 
     linear.check()
     candidates = [_accumulated(task, linear, choose_order(linear, o), fuse) for o in _orders_to_try(linear, order)]
     best = min(candidates, key=lambda c: c.multiplications)  # among equals the first: reverse
-    lowered = lower(best.derived)
+    lowered = own_memory(lower(best.derived), len(task.pairs))
     lowered.check()
     alternatives = {c.order.name: c.multiplications for c in candidates}
     program = emit_python(lowered, name=name)

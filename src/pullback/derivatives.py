@@ -23,7 +23,6 @@ from .compilation import (
     split_program,
     vjp_task,
 )
-from .emit.lowering import lower
 from .emit.python import emit_python
 from .errors import ArgumentError, CaptureError, ShapeError
 from .graph import Value
@@ -296,7 +295,7 @@ class VectorJacobian:
         outputs = call.tensor_outputs(count)
         task = vjp_task(call.captured.graph, sources, range(count))
         compiled = compile_derivative(task, "reverse", fuse=call.fuse, name=f"vjp_{_identifier(call.name)}")
-        first, second = split_program(lower(compiled.derived), count, len(sources))
+        first, second = split_program(compiled.program.graph, count, len(sources))
         forward, backward = emit_python(first, name="forward"), emit_python(second, name="backward")
         gradient = call.structure(argnums, 0)
         finish_gradient = rebuilder(gradient)

@@ -1,7 +1,8 @@
 """Plain numerical evaluation: every label visited, every product added up.
 
-Slow, obvious, and free of the algebra, the passes and lowering: it is the oracle beside them.  Derived nodes and structured
-Jacobians are read off their definitions, one grid point at a time; grids are visited in pieces, so memory stays bounded.
+Slow, obvious, and free of the algebra, the passes and lowering: it is the oracle beside them.  Derived nodes and
+structured Jacobians are read off their definitions, one grid point at a time; grids are visited in pieces, so memory
+stays bounded.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ def evaluate(nodes: Iterable[Node], values: Tensors) -> dict[Value, Tensor]:
     """Run nodes one after the other.
 
     Arguments:
+        nodes: in an order that computes; ATen operators, derived nodes or both.
         values: the tensors that the nodes read and do not compute.
 
     Returns:
@@ -71,9 +73,8 @@ def _tensors(tree: Any, values: Tensors) -> Any:
 
 def _contract(node: Node, values: Tensors) -> Tensor:
     expression: Contraction = node.args[0]
-    axes = tuple(map(of_label, expression.labels))
-    shape = tuple(label.size for label in expression.labels)
-    return _add_up(expression.scale, _reads(expression.factors, values), axes, shape, values, _dtype(node))
+    reads = _reads(expression.factors, values)
+    return _add_up(expression.scale, reads, expression.axes, expression.shape, values, _dtype(node))
 
 
 def _place(node: Node, values: Tensors) -> Tensor:

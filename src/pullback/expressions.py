@@ -11,7 +11,7 @@ adjoint (or tangent) of, so nothing here needs to know what an operator does.  E
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Union
+from typing import Any, Union, cast
 
 from .graph import COMPLEX, FLOATING, Node, Source, Value, replace_values, values_in
 from .index import Axis, Indices, Label, labels_of, tables_of
@@ -20,11 +20,24 @@ from .terms import Application, Factor, Scalar, Term, canonical
 
 @dataclass(frozen=True)
 class Contraction:
-    """out[labels] = scale · Σ Π factor[…], summed over the labels that are not in `labels`."""
+    """out[labels] = scale · Σ Π factor[…], summed over the labels that are not in `labels`.
+
+    axes: the labels as axes of the result, with `Axis(0)` for every axis of size 1 that is to stand between them.
+    """
 
     scale: Scalar
     factors: tuple[Factor, ...]
-    labels: tuple[Label, ...]
+    axes: tuple[Axis, ...]
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """The labels of the result, in the order of its axes."""
+        return tuple(labels_of(self.axes))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the result."""
+        return tuple(axis.parts[0][0].size if axis.parts else 1 for axis in self.axes)
 
     def values(self) -> Iterator[Value]:
         """Every tensor that is read."""
@@ -43,7 +56,7 @@ class Contraction:
         summed = {label for f in self.factors for label in labels_of(f.axes)} - set(self.labels)
         sigma = f"Σ{''.join(map(repr, sorted(summed, key=lambda s: s.id)))} " if summed else ""
         scale = "" if self.scale == 1 and self.factors else f"{self.scale:g} "
-        return f"[{', '.join(map(repr, self.labels))}] {scale}{sigma}{' '.join(map(repr, self.factors))}"
+        return f"[{', '.join(map(repr, self.axes))}] {scale}{sigma}{' '.join(map(repr, self.factors))}"
 
 
 @dataclass(frozen=True)
@@ -185,14 +198,15 @@ class Builder:
         return self.node(op, arguments, [(shape, dtype or promote(arguments))], name=name)[0]
 
     def contract(
-        self, scale: Scalar, factors: tuple[Factor, ...], labels: tuple[Label, ...], dtype: str, name: str = ""
+        self, scale: Scalar, factors: tuple[Factor, ...], axes: tuple[Axis, ...], dtype: str, name: str = ""
     ) -> Value:
-        """The payload of a term over some of its labels."""
-        if scale == 1 and len(factors) == 1 and _is_value_itself(factors[0], labels):
+        """The payload of a term over some of its labels, one for each axis; `Axis(0)` is an axis of size 1."""
+        shape = tuple(axis.parts[0][0].size if axis.parts else 1 for axis in axes)
+        if scale == 1 and len(factors) == 1 and factors[0].axes == axes and factors[0].value.shape == shape:
             return self.cast(factors[0].value, dtype)
-        term = canonical(Term(scale, factors, tuple(Axis(0, ((s, 1),)) for s in labels), ()))
-        expression = Contraction(scale, term.factors, tuple(labels_of(term.out)))
-        return self.node("contract", (expression,), [(tuple(s.size for s in labels), dtype)], name=name)[0]
+        term = canonical(Term(scale, factors, axes, ()))
+        expression = Contraction(scale, term.factors, cast(tuple[Axis, ...], term.out))
+        return self.node("contract", (expression,), [(shape, dtype)], name=name)[0]
 
     def place(self, value: Value, labels: tuple[Label, ...], axes: Indices, shape: tuple[int, ...], name: str = "") -> Value:
         """A payload put into a tensor of zeros at the positions its labels say."""
@@ -207,11 +221,6 @@ class Builder:
     def cast(self, value: Value, dtype: str) -> Value:
         """The value in another dtype."""
         return value if value.dtype == dtype else self.pointwise("cast", value, dtype, dtype=dtype)
-
-
-def _is_value_itself(factor: Factor, labels: tuple[Label, ...]) -> bool:
-    whole = factor.value.shape == tuple(s.size for s in labels)
-    return whole and factor.axes == tuple(Axis(0, ((s, 1),)) for s in labels)
 
 
 def hashable(tree: Any) -> Any:

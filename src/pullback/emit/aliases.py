@@ -1,4 +1,4 @@
-"""What shares memory with an input, and copies of it where the input is overwritten at the end of a program."""
+"""What shares memory, and copies of it where a write to the one would change the other."""
 
 from dataclasses import replace
 
@@ -14,6 +14,31 @@ def aliased_inputs(graph: Graph) -> dict[Value, Value]:
             continue
         origin.update(dict.fromkeys(node.results, origin[node.inputs[0]]))
     return origin
+
+
+def own_memory(graph: Graph, count: int) -> Graph:
+    """The same program, whose first `count` outputs (its derivatives) have memory of their own.
+
+    The derivative of (x * w).sum() in w is x itself, and that of x.sum() is a repeated 1: who scales a gradient in place must
+    change neither x, nor another gradient, nor fail.
+    """
+    root = {value: value for value in graph.inputs}
+    repeated: set[Value] = set()
+    for node in graph.nodes:
+        shares = node.op != "batched" and bool(node.inputs) and facts(node.op).aliases
+        for value in node.results:
+            root[value] = root[node.inputs[0]] if shares else value
+            if shares and (node.op == "aten.expand.default" or node.inputs[0] in repeated):
+                repeated.add(value)
+    taken = {root[v] for v in (*graph.inputs, *values_in(graph.outputs[count:]))}
+    outputs: list[object] = list(graph.outputs)
+    clones = []
+    for k, value in enumerate(graph.outputs[:count]):
+        if root[value] in taken or value in repeated:
+            outputs[k] = Value(f"{value.name}_copy", value.shape, value.dtype, value.device)
+            clones.append(Node("aten.clone.default", (value,), (), (outputs[k],)))  # type: ignore[arg-type]
+        taken.add(root[value])
+    return replace(graph, nodes=(*graph.nodes, *clones), outputs=tuple(outputs)) if clones else graph
 
 
 def protect_from_mutations(graph: Graph) -> Graph:

@@ -29,17 +29,42 @@ class Labelled:
 
 
 def lower_contraction(expression: Contraction, dtype: str, tensors: Tensors) -> Value:
-    """The tensor over `expression.labels`, in the given dtype."""
+    """The tensor over `expression.axes`, in the given dtype."""
+    if (product := _elementwise(expression, tensors)) is not None:
+        return tensors.cast(product, dtype)
     operands = [read_factor(f, tensors) for f in expression.factors]
     masks = [o for o in operands if o.value.dtype == "bool"]
     numbers = [o for o in operands if o.value.dtype != "bool"]
     wanted = expression.labels
     masks, numbers = _apply_masks(masks, numbers, tensors)
     if not numbers:
-        return _constant(expression, masks, dtype, tensors)
+        return tensors.reshape(_constant(expression, masks, dtype, tensors), expression.shape)
     numbers = _scaled(numbers, expression.scale, wanted, tensors)
     result = _multiply_all(numbers, set(wanted), wanted, tensors)
-    return tensors.cast(arrange(result, wanted, tensors), dtype)
+    return tensors.cast(tensors.reshape(arrange(result, wanted, tensors), expression.shape), dtype)
+
+
+def _elementwise(expression: Contraction, tensors: Tensors) -> Value | None:
+    """The product, if every factor broadcasts against the result as it is; None if it has to be moved or summed first."""
+    axes, shape = expression.axes, expression.shape
+    masks = [f.value for f in expression.factors if f.value.dtype == "bool"]
+    numbers = [f.value for f in expression.factors if f.value.dtype != "bool"]
+    if not numbers or not all(_broadcasts(f, axes, shape) for f in expression.factors):
+        return None
+    product = tensors.scale(numbers[0], expression.scale)
+    for value in numbers[1:]:
+        product = tensors.multiply(product, value)
+    for mask in masks:
+        product = tensors.masked(mask, product, product.dtype)
+    return tensors.expand(product, shape) if product.shape != shape else product
+
+
+def _broadcasts(factor: Factor, axes: Sequence[Axis], shape: Sequence[int]) -> bool:
+    rank = len(factor.axes)
+    if rank > len(axes):
+        return False
+    own = zip(factor.axes, factor.value.shape, axes[len(axes) - rank :], shape[len(axes) - rank :], strict=True)
+    return all(n == 1 or (index == axis and n == m) for index, n, axis, m in own)
 
 
 def _constant(expression: Contraction, masks: list[Labelled], dtype: str, tensors: Tensors) -> Value:
@@ -117,7 +142,7 @@ def _cheapest_pair(operands: Sequence[Labelled], kept: set[Label]) -> tuple[int,
 
 def multiply(a: Labelled, b: Labelled, kept: set[Label], wanted: Sequence[Label], tensors: Tensors) -> Labelled:
     """The product of two tensors, summed over the labels that they share and nobody keeps."""
-    if wanted and b.labels and _rank_in(b, wanted) < _rank_in(a, wanted):
+    if _first_own(b, a, wanted) < _first_own(a, b, wanted):
         a, b = b, a
     shared = [label for label in a.labels if label in b.labels]
     summed = [label for label in shared if label not in kept]
@@ -131,9 +156,10 @@ def multiply(a: Labelled, b: Labelled, kept: set[Label], wanted: Sequence[Label]
     return _matrix_product(a, b, (batch, left, summed, right), tensors)
 
 
-def _rank_in(operand: Labelled, wanted: Sequence[Label]) -> int:
-    """Where the first label that only this operand could bring to the result stands in the wanted order."""
-    return min((k for k, label in enumerate(wanted) if label in operand.labels), default=len(wanted))
+def _first_own(operand: Labelled, other: Labelled, wanted: Sequence[Label]) -> int:
+    """Where the first label that this operand alone brings to the result stands in the wanted order."""
+    own = set(operand.labels) - set(other.labels)
+    return min((k for k, label in enumerate(wanted) if label in own), default=len(wanted))
 
 
 def _in_order(labels: set[Label], wanted: Sequence[Label]) -> list[Label]:

@@ -16,6 +16,12 @@ from .contractions import lower_contraction
 from .placements import lower_placement
 from .tensors import Tensors
 
+# Operators that return their operand where the shape stays the same.  A derivative that is not to flow through `detach` has
+# been cut off by now.
+_IDENTITIES = frozenset(
+    f"aten.{op}.default" for op in ("view", "_unsafe_view", "reshape", "expand", "detach", "alias", "unsafe_view")
+)
+
 
 def lower(graph: Graph) -> Graph:
     """The same program in ATen operators.
@@ -68,7 +74,10 @@ class _Lowering:
             self.names.setdefault(value, old.name)
 
     def _adopt(self, node: Node) -> None:
-        """Append an ATen node, unless an equal one is there."""
+        """Append an ATen node, unless an equal one is there, or it changes nothing."""
+        if node.op in _IDENTITIES and node.inputs[0].shape == node.outputs[0].shape:  # type: ignore[union-attr]
+            self.became[node.outputs[0]] = node.inputs[0]  # type: ignore[index]
+            return
         known = self.builder.adopt(node)
         self.became.update((o, k) for o, k in zip(node.outputs, known, strict=True) if o is not None and k is not None)
 

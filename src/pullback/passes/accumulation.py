@@ -95,23 +95,23 @@ class _Elimination:
         if self.fuse and self._pull_fused(vertex):
             return
         sources = list(self.sources_of.get(vertex, ()))
-        incoming = {s: self._settle_incoming(s, vertex, len(self.edges[vertex])) for s in sources}
+        incoming = {s: self._settle_incoming(s, vertex) for s in sources}
         lazy = len(incoming) == 1 and all(is_relabelling(jac) for jac in incoming.values())
         for target in list(self.edges[vertex]):
-            outgoing = self._settle_outgoing(vertex, target, lazy)
+            outgoing = self._settle_outgoing(vertex, target, lazy, len(incoming) > 1)
             for source, jac in incoming.items():
                 self._add(source, target, compose(outgoing, jac, self.realisation))
                 self.products += 1
         self._drop(vertex)
 
-    def _settle_outgoing(self, vertex: Value, target: Value, lazy: bool) -> Jac:
+    def _settle_outgoing(self, vertex: Value, target: Value, lazy: bool, shared: bool) -> Jac:
         jac = self.edge(vertex, target)
         if lazy and len(jac.parts) == 1 and self.realisation.in_dtype(jac, vertex.dtype):
             return jac
         name = f"d_{target.name}_d_{vertex.name}"
-        return self.realisation.settle(replace(jac, in_dtype=vertex.dtype), vertex.dtype, name)
+        return self.realisation.settle(replace(jac, in_dtype=vertex.dtype), vertex.dtype, name, shared=shared)
 
-    def _settle_incoming(self, source: Value, vertex: Value, readers: int) -> Jac:
+    def _settle_incoming(self, source: Value, vertex: Value) -> Jac:
         was_local = (source, vertex) in self.local and self.edges[source][vertex] is _PENDING
         jac = self.edge(source, vertex)
         if was_local:

@@ -6,6 +6,7 @@ result.  A payload runs over the labels that it depends on: what is merely repea
 
 from dataclasses import replace
 from math import prod
+from typing import cast
 
 from ..expressions import Builder
 from ..graph import Value
@@ -24,19 +25,21 @@ class Realisation:
 
     # ------------------------------------------------------------ settling edges
 
-    def settle(self, jac: Jac, dtype: str, name: str, rows: bool = True) -> Jac:
+    def settle(self, jac: Jac, dtype: str, name: str, rows: bool = True, shared: bool = False) -> Jac:
         """The same edge with at most one factor in each term, and as few terms as the patterns allow.
 
         dtype: that of the vertex which is to be eliminated; payloads are cast to it after summing.
         rows: whether that vertex is the input side (an edge on its way down from the targets).
+        shared: whether several edges will be multiplied on to it, so that its scale had better be multiplied in once.
         """
         if not jac.parts or any(isinstance(part, Kernel) for part in jac.parts):
             return jac
         terms = [part for part in jac.parts if isinstance(part, Term)]
-        if len(terms) == 1 and self._is_simple(terms[0], dtype):
+        scaled = shared and any(t.factors and abs(t.scale) != 1 for t in terms)
+        if len(terms) == 1 and self._is_simple(terms[0], dtype) and not scaled:
             return jac
         narrow = prod(jac.out_shape if rows else jac.in_shape) == 1
-        groups = self._payloads(terms, dtype, name)
+        groups = self._payloads(terms, jac, dtype, name, scaled)
         if (narrow and (len(groups) > 1 or not self._is_dense(groups[0], jac, rows))) or len(groups) > MOST_PATTERNS:
             return self._one_tensor(groups, jac, dtype, name)
         return replace(jac, parts=tuple(groups))
@@ -57,17 +60,18 @@ class Realisation:
             isinstance(part, Term) and all(f.value.dtype in (dtype, "bool") for f in part.factors) for part in jac.parts
         )
 
-    def _payloads(self, terms: list[Term], dtype: str, name: str) -> list[Term]:
+    def _payloads(self, terms: list[Term], jac: Jac, dtype: str, name: str, scaled: bool = False) -> list[Term]:
         """One term for each distinct pattern."""
         groups: dict[Pattern, list[Term]] = {}
         for term in terms:
             term = canonical(term)
             groups.setdefault(term_pattern(term), []).append(term)
-        return [rename(self._payload(group, dtype, name)) for group in groups.values()]
+        shape = jac.out_shape + jac.in_shape
+        return [rename(self._payload(group, shape, dtype, name, scaled)) for group in groups.values()]
 
-    def _payload(self, group: list[Term], dtype: str, name: str) -> Term:
+    def _payload(self, group: list[Term], shape: tuple[int, ...], dtype: str, name: str, scaled: bool) -> Term:
         first = group[0]
-        if len(group) == 1 and self._is_simple(first, dtype):
+        if len(group) == 1 and self._is_simple(first, dtype) and not scaled:
             return first
         constant = sum(t.scale for t in group if not t.factors)
         payloads = [t for t in group if t.factors]
@@ -75,14 +79,17 @@ class Realisation:
             return replace(first, scale=constant)
         depends = {label for t in payloads for f in t.factors for label in labels_of(f.axes)}
         labels = tuple(label for label in free_labels(first) if label in depends)
+        axes = _axes_of(labels)
+        if is_whole(first.out + first.inp, shape) and len(labels) == len(free_labels(first)):
+            axes = cast(tuple[Axis, ...], first.out + first.inp)  # keeps the axes of size 1
         total: Value | None = None
         for t in payloads:
-            one = self.builder.contract(t.scale, t.factors, labels, dtype, name)
+            one = self.builder.contract(t.scale, t.factors, axes, dtype, name)
             total = one if total is None else self.builder.pointwise("aten.add.Tensor", total, one, dtype=dtype, name=name)
         assert total is not None
         if constant:
             total = self.builder.pointwise("aten.add.Tensor", total, constant, dtype=dtype, name=name)
-        return Term(1, (Factor(total, tuple(Axis(0, ((s, 1),)) for s in labels)),), first.out, first.inp)
+        return Term(1, (Factor(total, axes),), first.out, first.inp)
 
     def _one_tensor(self, terms: list[Term], jac: Jac, dtype: str, name: str) -> Jac:
         """An edge whose only term is a whole tensor."""
@@ -105,7 +112,7 @@ class Realisation:
     def _sum(self, terms: list[Term], jac: Jac, dtype: str, name: str) -> Value:
         """The sum of terms over all positions of an edge."""
         shape = jac.out_shape + jac.in_shape
-        groups = self._payloads(terms, dtype, name)
+        groups = self._payloads(terms, jac, dtype, name)
         joined = self._concatenated(groups, shape, dtype, name)
         if joined is not None:
             return joined
@@ -118,13 +125,9 @@ class Realisation:
     def _placed(self, term: Term, axes: Indices, shape: tuple[int, ...], dtype: str, name: str) -> Value:
         """One term as a tensor: its payload, put where its labels say."""
         if is_whole(axes, shape):
-            one_per_axis = tuple(dict.fromkeys(labels_of(axes)))
-            value = self.builder.contract(term.scale, term.factors, one_per_axis, dtype, name)
-            if value.shape == shape:
-                return value
-            return self.builder.place(value, one_per_axis, axes, shape, name)
+            return self.builder.contract(term.scale, term.factors, cast(tuple[Axis, ...], axes), dtype, name)
         labels = tuple(dict.fromkeys(labels_of(axes)))
-        value = self.builder.contract(term.scale, term.factors, labels, dtype, name)
+        value = self.builder.contract(term.scale, term.factors, _axes_of(labels), dtype, name)
         return self.builder.place(value, labels, axes, shape, name)
 
     def _concatenated(self, terms: list[Term], shape: tuple[int, ...], dtype: str, name: str) -> Value | None:
@@ -188,7 +191,7 @@ class Realisation:
     def _dense(
         self, term: Term, labels: tuple[Label, ...], side: Indices, shape: tuple[int, ...], dtype: str, output: bool
     ) -> Term:
-        rows: Indices = tuple(Axis(0, ((s, 1),)) for s in labels)
+        rows: Indices = _axes_of(labels)
         sizes = tuple(s.size for s in labels)
         value = self._placed(term, rows + side, sizes + shape, dtype, "dense")
         whole = plain_axes(shape)
@@ -200,7 +203,7 @@ class Realisation:
         labels = tuple(dict.fromkeys(labels_of(term.out)))
         operand = self._operand(term, labels, term.inp, dtype)
         value = self.builder.apply(kernel.pull, operand, tuple(s.size for s in labels), shape, dtype)
-        rows, inp = tuple(Axis(0, ((s, 1),)) for s in labels), plain_axes(shape)
+        rows, inp = _axes_of(labels), plain_axes(shape)
         return Term(1, (Factor(value, rows + inp),), term.out, inp)
 
     def push(self, kernel: Kernel, term: Term, shape: tuple[int, ...], dtype: str) -> Term:
@@ -208,11 +211,11 @@ class Realisation:
         labels = tuple(dict.fromkeys(labels_of(term.inp)))
         operand = self._operand(term, labels, term.out, dtype)
         value = self.builder.apply(kernel.push, operand, tuple(s.size for s in labels), shape, dtype)
-        columns, out = tuple(Axis(0, ((s, 1),)) for s in labels), plain_axes(shape)
+        columns, out = _axes_of(labels), plain_axes(shape)
         return Term(1, (Factor(value, columns + out),), out, term.inp)
 
     def _operand(self, term: Term, labels: tuple[Label, ...], side: Indices, dtype: str) -> Value:
-        rows: Indices = tuple(Axis(0, ((s, 1),)) for s in labels)
+        rows: Indices = _axes_of(labels)
         sizes = tuple(s.size for s in labels)
         side_shape = tuple(1 if not i.parts else i.parts[0][0].size for i in side if isinstance(i, Axis))
         return self._placed(term, rows + side, sizes + side_shape, dtype, "operand")
@@ -222,6 +225,10 @@ class Realisation:
         part = identity_jac(shape, dtype).parts[0]
         assert isinstance(part, Term)
         return self.dense_output(part, shape, dtype)
+
+
+def _axes_of(labels: tuple[Label, ...]) -> tuple[Axis, ...]:
+    return tuple(Axis(0, ((label, 1),)) for label in labels)
 
 
 def _without_rows(part: Part) -> Part:

@@ -1,7 +1,7 @@
 """Every derivative rule, one entry an operator.
 
-To teach `pullback` an operator, add an entry to one of the tables here (or a table of your own to `TABLES`): a kind of rule
-from `kinds`, with samples.  Products, both sweeps, sparsity and cost follow from it, and the tests check every entry.
+To teach `pullback` an operator, add an entry to one of the tables here (or a table of your own to `TABLES`): a kind of
+rule from `kinds`, with samples.  Products, both sweeps, sparsity and cost follow from it; the tests check every entry.
 """
 
 from collections.abc import Mapping, Sequence

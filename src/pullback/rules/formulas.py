@@ -1,4 +1,4 @@
-"""Tensor operations that formulas are written in, beyond arithmetic: each adds one node to the builder of its operand."""
+"""Tensor operations that formulas are written in, beyond arithmetic: each adds a node to the builder of its operand."""
 
 from collections.abc import Sequence
 from math import prod

@@ -1,7 +1,7 @@
 """Indexing with tensors, and writing into a tensor: out-of-place forms of x[i] and x[i] = v.
 
-Positions that are data are look-ups: y[i] = x[table[i]].  Where something is overwritten, its own derivative is cut by a
-mask; where the same place is written twice, every writer gets the derivative, as in PyTorch.
+Positions that are data are look-ups: y[i] = x[table[i]].  Where something is overwritten, its own derivative is cut by
+a mask; where the same place is written twice, every writer gets the derivative, as in PyTorch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def _index_selected(x: Symbol, dim: int, index: Symbol) -> Image:
 
 
 def _indexed(x: Symbol, indices: Sequence[Symbol | None]) -> Image:
-    """x[indices]: the axes of the index tensors stand where the first of them stood, or in front if they were not adjacent."""
+    """x[indices]: the index tensors' axes stand where the first of them stood, in front if they were not adjacent."""
     rest = plain_axes(x.shape)
     tables = {d: t for d, t in enumerate(indices) if t is not None}
     shared = plain_axes(broadcast([t.shape for t in tables.values()]))
@@ -227,7 +227,7 @@ def _select_written(x: Symbol, src: Symbol, dim: int, index: int) -> Parts:
 def _diagonal_written(x: Symbol, src: Symbol, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Parts:
     out, inp = _diagonal(x, offset, dim1, dim2)
     rows, columns = (positions(x, x.shape[d], d, x.rank) for d in (axis(dim1, x.rank), axis(dim2, x.rank)))
-    return _written(x, (columns - rows).ne(offset), src, (inp, out))
+    return _written(x, columns.of("sub.Tensor", columns, rows).ne(offset), src, (inp, out))
 
 
 WRITING_VIEWS: dict[str, Rule] = {
@@ -237,8 +237,9 @@ WRITING_VIEWS: dict[str, Rule] = {
             Sample(X, X),
             Sample(T(2, 7), T(2, 3), 1, 1, 6, 2),
             Sample(TALL, T(2, 2), 0, 0, 2),
-        )
-        + (Sample(TALL, T(2, 2), 0, -2, 9223372036854775807), Sample(TALL, T(0, 2), 0, 2, 2)),
+            Sample(TALL, T(2, 2), 0, -2, 9223372036854775807),
+            Sample(TALL, T(0, 2), 0, 2, 2),
+        ),
         body=_slice_written,
         source=_PLACES,
     ),

@@ -63,6 +63,16 @@ SOFTMAX: dict[str, Rule] = {
         samples=_SOFTMAX_SAMPLES,
         source="∂y[i]/∂x[j] = y[i] (δ[i,j] − y[j])",
     ),
+    "aten._safe_softmax.default": Function(  # a row of −∞ gives zeros, of which the derivative is zero, too
+        body=lambda x, dim, dtype=None, *, y: _softmax_body(x, dim, False, y=y),
+        pull=pulled_by(
+            lambda x, dim, dtype=None, *, y, g: operation(
+                "aten._softmax_backward_data.default", g, y, dim, torch_dtype(x.dtype)
+            )
+        ),
+        samples=(Sample(T(2, 3), 1), Sample(T(2, 3, 2), -2), Sample(T(2, 1), 1)),
+        source="as _softmax",
+    ),
     "aten._log_softmax.default": Function(
         body=_log_softmax_body,
         pull=_pull_softmax("_log_softmax"),

@@ -1,7 +1,7 @@
 """Operators that map each element by itself.
 
-A formula returns the derivative of one element of the result in the matching element of the operand; a mask stands for 0 or 1.
-Where a function has a kink, the formula says what PyTorch says there.
+A formula returns the derivative of one element of the result in the matching element of the operand; a mask stands for
+0 or 1.  Where a function has a kink, the formula says what PyTorch says there.
 """
 
 from math import inf, log, pi, sqrt
@@ -115,7 +115,7 @@ COPIES: dict[str, Rule] = {
 
 PAIRS = (Sample(X23, X23), Sample(T(2, 1), T(3)), Sample(T(), T(2)), Sample(T(3), T()))
 POSITIVE_PAIRS = (Sample(P23, P23), Sample(T(2, 1, domain=POSITIVE), T(3, domain=POSITIVE)))
-ROUNDED = dict(rounding_mode="floor")
+ROUNDED = {"rounding_mode": "floor"}
 
 
 def _sum(sign: int) -> Pointwise:
@@ -247,20 +247,18 @@ def _clamp(x: Symbol, low: float | None = None, high: float | None = None) -> Op
 
 def _clamp_tensor(x: Symbol, min: Symbol | None = None, max: Symbol | None = None, *, y: Symbol) -> dict[int, Any]:
     """Bounds that are tensors; where they cross, the upper one holds."""
-    if min is None or max is None:
-        masks = [x <= max, x > max] if min is None else [x >= min, x < min]
-        operands = [x, max if min is None else min]
-    else:
+    if min is not None and max is not None:
         masks = [(x >= min) & (x <= max), (min < max) & (x < min), (x > max) | (max < min)]
-        operands = [x, min, max]
-    i = plain_axes(y.shape)
+    else:
+        masks = [x >= min, x < min] if min is not None else [x <= max, x > max] if max is not None else []
+    i, operands = plain_axes(y.shape), [a for a in (x, min, max) if a is not None]
     pairs = enumerate(zip(masks, operands, strict=True))
     return {k: (Term(1, (mask[i],), i, broadcast_axes(i, operand.shape)),) for k, (mask, operand) in pairs}
 
 
 def _triangle(x: Symbol, diagonal: int, lower: bool) -> Symbol:
     rows, columns = (positions(x, n, d, 2) for d, n in enumerate(x.shape[-2:]))
-    offset = columns - rows
+    offset = columns.of("sub.Tensor", columns, rows)
     return offset <= diagonal if lower else offset >= diagonal
 
 

@@ -1,7 +1,7 @@
 """Reductions and scans.
 
-The labels of the reduced axes occur on the input side alone; what a derivative depends on is written as factors of the shape
-that it has (an element of x, a result for each row), so that nothing is spread out before it has to be.
+The labels of the reduced axes occur on the input side alone; what a derivative depends on is written as factors of the
+shape that it has (an element of x, a result for each row), so that nothing is spread out before it has to be.
 """
 
 from collections.abc import Mapping, Sequence

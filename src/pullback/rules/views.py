@@ -1,11 +1,11 @@
 """Views and joins: operators that put the entries of their operand elsewhere, at positions known beforehand.
 
-Each is written as (out, inp): which entry of y is which entry of x.  The `*_backward` operators here are linear index maps as
-well, the transposes of the views; they have no saved statistics, and are closed under differentiation.
+Each is written as (out, inp): which entry of y is which entry of x.  The `*_backward` operators here are linear index
+maps as well, the transposes of the views; they have no saved statistics, and are closed under differentiation.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 from typing import Any
 
@@ -36,9 +36,9 @@ def _reshaped(x: Symbol, *_: Any, y: Symbol) -> Image | Kernel:
 def common_digits(first: Sequence[int], second: Sequence[int]) -> tuple[Label, ...] | None:
     """Labels, the slowest first, of which every axis of two shapes of equal size is a run; None if there are none."""
     bounds = sorted(_suffix_products(first) | _suffix_products(second))
-    if any(large % small for small, large in zip(bounds, bounds[1:], strict=False)):
+    if any(large % small for small, large in pairwise(bounds)):
         return None
-    return tuple(fresh(large // small) for small, large in zip(bounds, bounds[1:], strict=False))[::-1]
+    return tuple(fresh(large // small) for small, large in pairwise(bounds))[::-1]
 
 
 def _suffix_products(shape: Sequence[int]) -> set[int]:
@@ -87,8 +87,10 @@ def _repeated(x: Symbol, repeats: Sequence[int]) -> Image:
 SHAPES: dict[str, Rule] = {
     **{
         f"aten.{op}": IndexMap(
-            (Sample(CUBE, (6, 4)), Sample(CUBE, (2, 12)), Sample(T(4, 6), (2, 2, 3, -1)), Sample(T(), (1, 1)))
-            + (Sample(X, (3, 2)), Sample(T(2, 1, 3), (1, 6)), Sample(T(6, 4), (4, 6))),
+            (
+                *(Sample(CUBE, (6, 4)), Sample(CUBE, (2, 12)), Sample(T(4, 6), (2, 2, 3, -1)), Sample(T(), (1, 1))),
+                *(Sample(X, (3, 2)), Sample(T(2, 1, 3), (1, 6)), Sample(T(6, 4), (4, 6))),
+            ),
             map=_reshaped,
         )
         for op in ("view.default", "_unsafe_view.default", "reshape.default")
@@ -144,7 +146,7 @@ def _unbound(x: Symbol, dim: int = 0, *, output: int) -> Image:
 
 
 def _joined(xs: Sequence[Symbol], dim: int = 0, *, operand: int) -> Image | list[Image]:
-    """Where one of several tensors goes; nowhere for an empty vector among tensors of higher rank, which PyTorch allows."""
+    """Where one of several tensors goes; nowhere for an empty vector, which PyTorch allows among matrices."""
     x, rank = xs[operand], max(other.rank for other in xs)
     if x.rank < rank:
         return []
@@ -264,8 +266,10 @@ PARTS: dict[str, Rule] = {
     ),
     "aten.flip.default": IndexMap((Sample(X, (0,)), Sample(CUBE, (0, -1)), Sample(T(1), (0,))), map=_flipped),
     "aten.roll.default": IndexMap(
-        (Sample(X, (1,), (1,)), Sample(CUBE, (-1, 5), (0, 2)), Sample(X, (2,)), Sample(T(4), (1,)))
-        + (Sample(CUBE, (1, 1, 1), (0, 1, 2)), Sample(X, (3,), (-1,))),
+        (
+            *(Sample(X, (1,), (1,)), Sample(CUBE, (-1, 5), (0, 2)), Sample(X, (2,)), Sample(T(4), (1,))),
+            *(Sample(CUBE, (1, 1, 1), (0, 1, 2)), Sample(X, (3,), (-1,))),
+        ),
         map=_rolled,
     ),
     "aten.diagonal.default": IndexMap(

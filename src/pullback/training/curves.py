@@ -50,10 +50,10 @@ def _write_png(path: Path, name: str, epochs: Sequence[Epoch]) -> None:
     axes = figure.subplots()
     axes.plot([e.number for e in epochs], [e.loss for e in epochs], color="tab:blue", label="loss")
     axes.set(title=name, xlabel="epoch", ylabel="loss")
-    judged = [e for e in epochs if e.accuracy is not None]
+    judged = [(e.number, e.accuracy) for e in epochs if e.accuracy is not None]
     if judged:
         right = axes.twinx()
-        right.plot([e.number for e in judged], [e.accuracy for e in judged], color="tab:orange")
+        right.plot([number for number, _ in judged], [accuracy for _, accuracy in judged], color="tab:orange")
         right.set_ylabel("held-out accuracy", color="tab:orange")
         axes.set_ylabel("loss", color="tab:blue")
     FigureCanvasAgg(figure).print_png(str(path))

@@ -1,7 +1,7 @@
 """Engines: objects that compute the loss of a network on a batch, and its gradient in every parameter."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -39,7 +39,7 @@ class TraceEngine:
 def loss_of(network: nn.Module, criterion: nn.Module) -> Callable[..., torch.Tensor]:
     """The loss of a network as a function of (parameters by name, x, y)."""
 
-    def loss(parameters: Mapping[str, Any], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def loss(parameters: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return criterion(functional_call(network, parameters, (x,)), y)
 
     return loss

@@ -1,6 +1,6 @@
 """The one training loop, for either engine."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,7 @@ from .problems import Problem, Update
 from .reference import CheckedEngine, TorchEngine
 from .settings import Settings, TrainingError
 
-ENGINES = {"trace": TraceEngine, "torch": TorchEngine}
+ENGINES: dict[str, Callable[[nn.Module, nn.Module], Engine]] = {"trace": TraceEngine, "torch": TorchEngine}
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -82,7 +82,7 @@ def prepare(problem: Problem, settings: Settings, engine: str = "trace", check: 
         raise TrainingError(f"the engine must be {' or '.join(ENGINES)}, not {engine!r}")
     data = problem.data.to(settings)
     network = initial_network(problem, settings)
-    chosen: Engine = ENGINES[engine](network, problem.criterion)
+    chosen = ENGINES[engine](network, problem.criterion)
     if check:
         chosen = CheckedEngine(chosen, TorchEngine(network, problem.criterion), settings.torch_dtype)
     update = problem.update(dict(network.named_parameters()), settings.learning_rate)
