@@ -94,7 +94,7 @@ def _probabilities(q: Symbol, k: Symbol, logsumexp: Symbol, causal: bool, mask: 
     b, h, i, j, d = (fresh(n) for n in sizes)
     at = {letter: of_label(label) for letter, label in zip("bhijd", (b, h, i, j, d), strict=True)}
     left, right = (x[tuple(at[s] for s in letters)] for x, letters in ((q, "bhid"), (k, "bhjd")))
-    scores = Symbol(q.builder.contract(scale, (left, right), (b, h, i, j), logsumexp.dtype), q.builder)
+    scores = Symbol(q.builder.contract(scale, (left, right), tuple(at[s] for s in "bhij"), logsumexp.dtype), q.builder)
     shape = (*logsumexp.shape, 1)
     level = tensor("unsqueeze.default", logsumexp, 3, shape=shape, dtype=logsumexp.dtype)
     p = ((scores if mask is None else scores + mask) - level).exp()
