@@ -29,7 +29,8 @@ class Case:
     def arguments(self) -> tuple[torch.Tensor, ...]:
         """The same arguments each time."""
         generator = torch.Generator().manual_seed(sum(map(ord, self.name)))
-        return tuple(m(generator) if callable(m) else normal(*m)(generator) for m in self.makers)
+        makers = [m if callable(m) else normal(*m) for m in self.makers]
+        return tuple(make(generator) for make in makers)
 
     def argnums(self) -> tuple[int, ...]:
         """The positions of floating arguments."""
@@ -55,10 +56,10 @@ class Case:
 
 
 def weighted_sum(output: Any) -> torch.Tensor:
-    """Every entry times a weight that no other has, summed; squared on the way so that no second derivative is zero by it."""
+    """A quadratic polynomial of every entry, each with a weight of its own, summed."""
     total = torch.zeros((), dtype=torch.float64)
     for k, leaf in enumerate(tree_leaves(output)):
-        weight = torch.linspace(0.5, 1.5 + k, max(leaf.numel(), 1), dtype=leaf.dtype)[: leaf.numel()].reshape(leaf.shape)
+        weight = torch.linspace(0.5, 1.5 + k, leaf.numel(), dtype=leaf.dtype).reshape(leaf.shape)
         total = total + (weight * leaf * (leaf + 1)).sum()
     return total
 

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 
 import torch
-from catalogue import cases, mask, positive, unit, whole
 from torch.nn import functional as F
+
+from catalogue import cases, mask, positive, unit, whole
 
 Tensor = torch.Tensor
 
@@ -12,15 +13,31 @@ Tensor = torch.Tensor
 def in_place_chain(x: Tensor) -> Tensor:
     y = x.sin()
     y.mul_(2).add_(x)
-    y[0] = y[1] * y[2]
+    y[0] = x[1] * x[2]
     return y
 
 
 def in_place_view(x: Tensor) -> Tensor:
     y = x.clone()
-    y[:, 0].mul_(y[:, 1])
+    y[:, 0].mul_(x[:, 1])
     y.T[1].add_(1.0).exp_()
     return y
+
+
+def buffer_made_without_gradient(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        buffer = torch.empty_like(x)
+    buffer[0] = x[1] * 2
+    buffer[1:] = x[:-1].exp()
+    return buffer
+
+
+def accumulated(x: Tensor) -> Tensor:
+    total, row = torch.zeros(2, 2, dtype=x.dtype), torch.ones(2, dtype=x.dtype)
+    for k in range(3):
+        total[0] += row * x[k]
+        total[1].addcmul_(x[k : k + 1], x[k : k + 1])
+    return total
 
 
 def filled_by_hand(x: Tensor) -> Tensor:
@@ -120,6 +137,10 @@ def through_out_of_a_dict(x: Tensor) -> dict[str, Tensor]:
     return {"sine": x.sin(), "both": x.sin() * x.cos()}
 
 
+def rotation(angle: Tensor, x: Tensor) -> Tensor:
+    return torch.stack([angle.cos() * x[0] - angle.sin() * x[1], angle.sin() * x[0] + angle.cos() * x[1]])
+
+
 def shared_subexpression(x: Tensor) -> Tensor:
     a = x.exp()
     b = a * a.sin()
@@ -168,8 +189,8 @@ LAYERS = {
     "pixel_shuffle": (lambda x: F.pixel_shuffle(x, 2) ** 2, (1, 4, 1, 2)),
     "unfold_patches": (lambda x: F.unfold(x, 2), (1, 1, 3, 3)),
     "attention": (attention, (3, 2), (2, 6)),
-    "fused_attention": (lambda q, k, v: F.scaled_dot_product_attention(q, k, v), (1, 1, 3, 2), (1, 1, 3, 2), (1, 1, 3, 2)),
-    "causal_attention": (causal_attention, (1, 1, 3, 2), (1, 1, 3, 2), (1, 1, 3, 2)),
+    "fused_attention": (F.scaled_dot_product_attention, *[(1, 1, 3, 2)] * 3),
+    "causal_attention": (causal_attention, *[(1, 1, 3, 2)] * 3),
     "gru_cell": (gru_cell, (2, 2), (2, 2), (2, 6), (2, 6)),
     "recurrent": (recurrent, (3, 2), (2, 2), (2, 2)),
     "mlp": (mlp, (3, 2), (3, 2), (3,), (1, 3)),
@@ -193,7 +214,6 @@ LOSSES = {
     "hinge": (lambda x, c: (1 - x * (2 * c - 1)).relu().mean(), (6,), mask(6)),
     "soft_margin": (lambda x, c: F.soft_margin_loss(x, 2.0 * c - 1), (4,), mask(4)),
     "poisson_nll": (lambda x, y: F.poisson_nll_loss(x, y), (3,), positive(3)),
-    "gaussian_nll": (lambda x, y, v: F.gaussian_nll_loss(x, y, v), (3,), (3,), positive(3)),
     "triplet": (lambda a, p, n: F.triplet_margin_loss(a, p, n, margin=5.0), (2, 3), (2, 3), (2, 3)),
     "ridge": (lambda w, x, y: ((x @ w - y) ** 2).mean() + 0.1 * (w * w).sum(), (3,), (4, 3), (4,)),
     "gaussian_log_density": (gaussian_log_density, (2, 3), (3,), positive(3)),
@@ -203,6 +223,8 @@ PROGRAMS = {
     "in_place_chain": (in_place_chain, (4,)),
     "in_place_view": (in_place_view, (3, 2)),
     "filled_by_hand": (filled_by_hand, (3,)),
+    "buffer_made_without_gradient": (buffer_made_without_gradient, (3,)),
+    "accumulated": (accumulated, (3,)),
     "iterated_map": (iterated_map, unit(3)),
     "newton_square_root": (newton_square_root, positive(3)),
     "runge_kutta": (runge_kutta, positive(2), positive(3)),
@@ -233,7 +255,7 @@ PROGRAMS = {
     "vandermonde": (lambda x: x[:, None] ** torch.arange(3), positive(3)),
     "softmax_of_softmax": (lambda x: x.softmax(-1).softmax(-1), (2, 3)),
     "log_of_sum_of_squares": (lambda x, y: (x.square().sum() + y.square().sum()).log(), (2,), (3,)),
-    "rotation": (lambda t, p: torch.stack([t.cos() * p[0] - t.sin() * p[1], t.sin() * p[0] + t.cos() * p[1]]), (), (2,)),
+    "rotation": (rotation, (), (2,)),
 }
 
 CASES = [case for table in (LAYERS, LOSSES, PROGRAMS) for case in cases(table)]

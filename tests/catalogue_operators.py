@@ -1,8 +1,9 @@
 """One operator or few in each function: element-wise ones, sums, products, views, indexing."""
 
 import torch
-from catalogue import between, cases, expanded, mask, positive, strided, transposed, unit, whole
 from torch.nn import functional as F
+
+from catalogue import between, cases, expanded, mask, positive, strided, transposed, unit, whole
 
 ELEMENTWISE = {
     "sin": (lambda x: x.sin(), (3,)),
@@ -156,7 +157,7 @@ PRODUCTS = {
     "matrix_cubed": (lambda a: a @ a @ a, (2, 2)),
     "chain_of_three": (lambda a, b, c: a @ b @ c, (2, 3), (3, 1), (1, 2)),
     "kron": (lambda a, b: torch.kron(a, b), (2, 2), (2, 1)),
-    "bilinear": (lambda x, y, w: F.bilinear(x, y, w), (2, 2), (2, 3), (2, 2, 3)),
+    "bilinear": (lambda x, y, w: torch.einsum("bi,oij,bj->bo", x, w, y), (2, 2), (2, 3), (2, 2, 3)),
     "cross": (lambda x, y: torch.linalg.cross(x, y), (3,), (3,)),
     "determinant_of_two": (lambda a: a[0, 0] * a[1, 1] - a[0, 1] * a[1, 0], (2, 2)),
     "tensordot": (lambda a, b: torch.tensordot(a, b, 2), (2, 2, 3), (2, 3, 2)),

@@ -1,20 +1,22 @@
 """Every transform against `torch.func`, in float64, on every function of the catalogue."""
 
 import random
-from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import catalogue_models
-import catalogue_operators
 import pytest
 import torch
-from catalogue import Case, weighted_sum
-from support import reference
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
+import catalogue_models
+import catalogue_operators
 import pullback
+from catalogue import Case, weighted_sum
+from pullback.capture import capture
+from pullback.rules import RULES
+from support import reference
 
 CASES = [*catalogue_operators.CASES, *catalogue_models.CASES]
 BY_NAME = {case.name: case for case in CASES}
@@ -45,7 +47,7 @@ def first_order(name: str) -> tuple[Any, Any, Any]:
 def second_order(name: str) -> Any:
     """The Hessian of the scalar function, by `torch.func`."""
     case = BY_NAME[name]
-    with reference():
+    with reference(), sdpa_kernel(SDPBackend.MATH):  # the fused kernel has no second derivative there
         jacobian = torch.func.jacrev(torch.func.grad(case.scalar(), case.argnums()), case.argnums())
         return jacobian(*case.arguments())
 
@@ -142,11 +144,10 @@ def test_function(case: Case, check: Callable[[Case], None]) -> None:
 # ---------------------------------------------------------------- what the catalogue holds
 
 
-def body(case: Case) -> tuple[Any, ...]:
-    """What a function does, whatever it is called."""
-    code = case.f.__code__
-    cells = tuple(cell.cell_contents for cell in case.f.__closure__ or ())
-    return code.co_code, code.co_consts[1:], code.co_names, cells
+def body(case: Case) -> str:
+    """What a function says, whatever its name: `x @ y` is one body, of matrices as of vectors."""
+    code = getattr(case.f, "__code__", None)
+    return repr((code.co_code, code.co_consts[1:], code.co_names) if code else case.f)
 
 
 def test_names_are_distinct() -> None:
@@ -154,10 +155,13 @@ def test_names_are_distinct() -> None:
 
 
 def test_two_hundred_functions_have_distinct_bodies() -> None:
-    assert len({repr(body(case)) for case in CASES}) >= 200
-    assert not [count for count in Counter(repr(body(case)) for case in CASES).values() if count > 1]
+    assert len({body(case) for case in CASES}) >= 200
 
 
 def test_eighty_operators_occur() -> None:
-    operators = {node.op for case in CASES for node in pullback.trace(case.f, *case.arguments()).graph.nodes}
-    assert len({op for op in operators if op.startswith("aten.")}) >= 80, sorted(operators)
+    operators: set[str] = set()
+    for case in CASES:
+        arguments, spec = tree_flatten((case.arguments(), {}))
+        operators |= {node.op for node in capture(case.f, arguments, spec, keep=frozenset(RULES)).graph.nodes}
+    differentiated = operators & RULES.keys()
+    assert len(differentiated) >= 80, sorted(differentiated)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from . import torch_private as private
 from .errors import ArgumentError, CaptureError
 from .graph import Graph, Node, Value
+from .detachment import private_detachments, refuse_writes
 from .provenance import Namer, argument_names, describe, parameter_names, refusal, source_of, surrounding_names
 from .recording import (
     CLONE,
@@ -247,23 +248,25 @@ def _second_pass(
     before = [*inputs, *(fake for _, fake in trace.lifted.values())]
     fresh = [trace.fake(fake) for fake in before]
     lifted = zip(trace.lifted.items(), fresh[len(inputs) :], strict=True)
+    private_ones = private_detachments(steps, before, [leaf for leaf in leaves if isinstance(leaf, Tensor)])
+    refuse_writes(steps, private_ones)
     trace.lifted = {key: (tensor, fake) for (key, (tensor, _)), fake in lifted}
 
     with private.DisableAutocast(), trace.mode, recorder:
         wrapped = [private.to_functional(fake) for fake in fresh]
         known = {id(fake): tensor for fake, tensor in zip(before, wrapped, strict=True)}
-        _replay(steps, recorder, known)
+        _replay(steps, recorder, known, private_ones)
         _write_back(recorder, fresh, wrapped)
         tensors = iter([_functional_value(known[id(leaf)]) for leaf in leaves if isinstance(leaf, Tensor)])
     leaves = [next(tensors) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     return recorder.steps, fresh[: len(inputs)], leaves
 
 
-def _replay(steps: list[Step], recorder: Recorder, known: dict[int, Tensor]) -> None:
+def _replay(steps: list[Step], recorder: Recorder, known: dict[int, Tensor], no_views: frozenset[int]) -> None:
     """Run steps on functional wrappers of fakes; `known` maps each recorded tensor to its wrapper."""
     for step in steps:
         recorder.source, recorder.scope = step.source, step.scope
-        if _has_aliases(step.op):
+        if _has_aliases(step.op) and not (step.op is DETACH and id(step.results[0]) in no_views):
             with _functionalization():
                 results = step.op(*_replaced(step.args, known), **_replaced(step.kwargs, known))
         else:  # PyTorch would take apart some operators that need no functionalization

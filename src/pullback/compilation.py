@@ -16,6 +16,7 @@ from .emit.aliases import own_memory
 from .emit.fx import to_graph_module
 from .emit.lowering import lower
 from .emit.python import Program, emit_python
+from .emit.schedule import schedule
 from .errors import ArgumentError
 from .expressions import Builder
 from .graph import FLOATING, Graph, Value, live_nodes, values_in
@@ -91,10 +92,10 @@ def compile_derivative(task: Task, order: OrderName, *, fuse: bool, name: str = 
     linear.check()
     candidates = [_accumulated(task, linear, choose_order(linear, o), fuse) for o in _orders_to_try(linear, order)]
     best = min(candidates, key=lambda c: c.multiplications)  # among equals the first: reverse
-    lowered = own_memory(lower(best.derived), len(task.pairs))
+    lowered = schedule(own_memory(lower(best.derived, keep_stops=not fuse), len(task.pairs)))
     lowered.check()
     alternatives = {c.order.name: c.multiplications for c in candidates}
-    program = emit_python(lowered, name=name)
+    program = emit_python(lowered, name=name, plain=fuse)
     return Compiled(program, best.derived, best.order, alternatives, count_paths(linear), best.edge_products)
 
 
@@ -159,7 +160,8 @@ def vjp_task(graph: Graph, sources: Sequence[Value], outputs: Sequence[int], row
     width = () if rows is None else (rows,)
     root = Value("loss", width, sources[0].dtype, sources[0].device)
     out = plain_axes(width)
-    seeds, cotangents = {}, []
+    seeds: dict[tuple[Value, Value], Jac] = {}
+    cotangents = []
     for number in outputs:
         output = graph.outputs[number]
         if not isinstance(output, Value):

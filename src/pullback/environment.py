@@ -285,7 +285,7 @@ class Environment:
         state = _attributes(item.value)
         if state is not None:
             self._enter_attributes(item, state, None if chosen is None else chosen.__contains__)
-        for name in slots(type(item.value)):
+        for name in slots(type(item.value)):  # type: ignore[arg-type]
             if (chosen is None or name in chosen) and has_slot(item.value, name):
                 value = object.__getattribute__(item.value, name)
                 self._enter(value, f"{item.name}.{name}", f"{item.text}.{name}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .errors import GraphError
 from .expressions import Contraction, Placement
-from .graph import Node, Value
+from .graph import DType, Node, Value
 from .index import Axis, Index, Indices, Label, labels_of, of_label
 from .terms import HOLE, Application, Factor, Jac, Kernel, Scalar, transpose
 from .torch_private import overload
@@ -68,7 +68,7 @@ def _tensors(tree: Any, values: Tensors) -> Any:
         return values[tree]
     if isinstance(tree, tuple):
         return tuple(_tensors(item, values) for item in tree)
-    return tree
+    return torch_dtype(tree) if isinstance(tree, DType) else tree
 
 
 def _contract(node: Node, values: Tensors) -> Tensor:

@@ -1,9 +1,10 @@
 """The graph as a teacher draws it: the value of every node, the cotangent of every node, the Jacobian on every edge.
 
-Plain and slow on purpose.  Every edge is evaluated by itself from its rule, with no elimination order, no lowering and no
-fused kernel, so that what is shown here is also an independent check of the compiled program.
+Plain and slow on purpose.  Every edge is evaluated by itself from its rule, with no elimination order, no lowering and
+no fused kernel, so that what is shown here is also an independent check of the compiled program.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,15 +13,17 @@ import torch
 
 from .capture import capture
 from .errors import ArgumentError, MissingRuleError, ShapeError
-from .evaluation import dense, evaluate, pull
+from .evaluation import dense, evaluate, pull, torch_dtype
 from .expressions import Builder
-from .graph import Graph, Node, Value, values_in
-from .index import Axis, labels_of, whole_label
+from .graph import COMPLEX, Graph, Node, Source, Value, format_argument, values_in
+from .notation import formula, structure
 from .rules import RULES
 from .rules.edges import edges_of, local_jacobian
 from .stages import Edge
-from .terms import Jac, Kernel, Pattern, pattern
+from .terms import Jac
 from .torch_private import tree_flatten
+
+WIDEST = 40  # characters; cells of the printed table that are longer push the rest of their line aside
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,16 @@ class LocalJacobian:
     """The Jacobian on one edge.
 
     dense: all of it, of shape target + source.
-    formula: its terms, as text.
-    structure: which of its entries can be other than zero, as text.
+    formula: the entries that can be other than zero, as text.
+    structure: where these lie, in words.
     """
 
     dense: torch.Tensor
     formula: str
     structure: str
+
+    def __str__(self) -> str:
+        return f"{self.formula}\n    {self.structure}"
 
 
 @dataclass(frozen=True)
@@ -42,32 +48,60 @@ class TracedGraph(Graph):
     """A `Graph` that can be walked forward and backward, one node at a time.
 
     captured_tensors: what the function reads besides its arguments, in the order of the last inputs.
+    arguments: the leaves of the example arguments, with None for each tensor.
+    in_spec, out_spec: the structures of arguments and result.
     """
 
     captured_tensors: tuple[torch.Tensor, ...] = field(default=(), repr=False)
+    arguments: tuple[Any, ...] = field(default=(), repr=False)
+    in_spec: Any = field(default=None, repr=False)
+    out_spec: Any = field(default=None, repr=False)
 
     @property
     def edges(self) -> tuple[Edge, ...]:
         """Every edge that a derivative can flow along, in the order of the nodes."""
         return tuple(edge for node in self.nodes for edge in edges_of(node))
 
+    def edge(self, source: str, target: str, operand: int | None = None) -> Edge:
+        """The edge between two values, by their names.
+
+        operand: which tensor operand of the node is meant, counted from 0, where several are the same value (`x * x`).
+
+        Raises ArgumentError if there is no such edge, or more than one.
+        """
+        pairs = [e for e in self.edges if (e.source.name, e.target.name) == (source, target)]
+        found = [e for e in pairs if operand is None or e.operand == operand]
+        if len(found) == 1:
+            return found[0]
+        if pairs:
+            places = ", ".join(str(e.operand) for e in pairs)
+            raise ArgumentError(f"{source!r} is operand {places} of {target!r}: name one of these as `operand`")
+        ways = ", ".join(e.source.name for e in self.edges if e.target.name == target)
+        known = f"{target!r} has edges from {ways}" if ways else f"no edge leads to {target!r}: see `.edges`"
+        raise ArgumentError(f"no edge leads from {source!r} to {target!r}; {known}")
+
     def forward(self, *args: Any) -> dict[str, torch.Tensor]:
-        """The value of every input and node, by name.
+        """The value of every input and node, by name; nothing is written back to buffers.
 
         Arguments:
             args: what the traced function is called with, in the same shapes and dtypes.
 
-        Raises ShapeError if a tensor does not look like the one that was traced.
+        Raises ArgumentError or ShapeError if an argument does not look like the one that was traced.
         """
-        tensors = [leaf for leaf in tree_flatten(args)[0] if isinstance(leaf, torch.Tensor)]
-        flat = [*tensors, *self.captured_tensors]
-        if len(flat) != len(self.inputs):
-            raise ArgumentError(f"this graph takes {len(self.inputs) - len(self.captured_tensors)} tensors, not {len(tensors)}")
-        for value, tensor in zip(self.inputs, flat, strict=True):
-            if tuple(tensor.shape) != value.shape:
-                raise ShapeError(f"{value.name} was traced as {value.type}; it is given shape {tuple(tensor.shape)}")
+        flat, spec = tree_flatten((args, {}))
+        if spec != self.in_spec:
+            raise ArgumentError(f"the function was traced with arguments {self.in_spec}; it is given {spec}")
+        for traced, given in zip(self.arguments, flat, strict=True):
+            is_tensor = isinstance(given, torch.Tensor)
+            if is_tensor != (traced is _TENSOR) or not (is_tensor or _same(given, traced)):
+                seen = "a tensor" if is_tensor else repr(given)
+                raise ArgumentError(f"the function was traced with {traced!r} where it is given {seen}: trace it again")
+        tensors = [leaf for leaf in flat if isinstance(leaf, torch.Tensor)]
+        known = dict(zip(self.inputs, (*tensors, *self.captured_tensors), strict=True))
+        for value, tensor in known.items():
+            _check_type(value, tensor, f"{value.name} was traced")
         with torch.no_grad():
-            values = evaluate(self.nodes, dict(zip(self.inputs, flat, strict=True)))
+            values = evaluate(self.nodes, known)
         return {value.name: tensor.detach() for value, tensor in values.items()}
 
     def backward(self, values: Mapping[str, torch.Tensor], cotangent: Any = None) -> dict[str, torch.Tensor]:
@@ -75,7 +109,8 @@ class TracedGraph(Graph):
 
         Arguments:
             values: what `forward` returned.
-            cotangent: that of the output, in the output's structure; None stands for 1 if the output is one scalar.
+            cotangent: that of the output, in the output's structure, with None for what is no floating tensor; None
+                alone stands for 1 if the output is one scalar.
 
         Raises ShapeError if there is no cotangent and the output is not a scalar, or if it does not fit.
 
@@ -87,13 +122,11 @@ class TracedGraph(Graph):
             for node in reversed(self.nodes):
                 for edge in edges_of(node):
                     if edge.target in cotangents:
-                        jac, extended = self._edge(edge, known)
+                        jac, extended, _ = self._edge(edge, known)
                         arriving = pull(jac, extended, cotangents[edge.target]).to(known[edge.source].dtype)
                         before = cotangents.get(edge.source)
                         cotangents[edge.source] = arriving if before is None else before + arriving
-        return {
-            v.name: cotangents.get(v, torch.zeros_like(t)) for v, t in known.items() if v.is_floating
-        }
+        return {v.name: cotangents.get(v, torch.zeros_like(t)) for v, t in known.items() if v.is_floating}
 
     def local_jacobian(self, edge: Edge, values: Mapping[str, torch.Tensor]) -> LocalJacobian:
         """The Jacobian on an edge at the values that `forward` returned, dense, as a formula and as a structure.
@@ -101,24 +134,24 @@ class TracedGraph(Graph):
         Cost: that of the dense Jacobian.
         """
         with torch.no_grad():
-            jac, extended = self._edge(edge, self._by_value(values))
+            jac, extended, nodes = self._edge(edge, self._by_value(values))
             whole = dense(jac, extended)
-        return LocalJacobian(whole, self._formula(edge), structure_of(jac))
+        return LocalJacobian(whole, formula(jac, edge.target, edge.source, nodes), structure(jac))
 
-    def _edge(self, edge: Edge, known: Mapping[Value, torch.Tensor]) -> tuple[Jac, dict[Value, torch.Tensor]]:
-        if edge.node.op not in RULES:
-            raise MissingRuleError(f"{edge.node.op} has no derivative rule; it is used at {edge.node.source}")
-        builder = Builder(edge.target.device)
-        jac = local_jacobian(edge, builder)
-        return jac, evaluate(builder.nodes, known)
-
-    def _formula(self, edge: Edge) -> str:
+    def _edge(
+        self, edge: Edge, known: Mapping[Value, torch.Tensor]
+    ) -> tuple[Jac, dict[Value, torch.Tensor], Sequence[Node]]:
+        """The local Jacobian, the values it is made of, and the nodes that compute those beyond the graph's."""
+        if edge.node.op not in RULES or {edge.source.dtype, edge.target.dtype} & COMPLEX:
+            raise MissingRuleError(
+                f"{edge} has no derivative rule for {edge.source.type}; it is used at {edge.node.source}: rewrite the "
+                "function without it, or cut it off with `.detach()`"
+            )
         builder = Builder(edge.target.device)
         for value in values_in((self.inputs, [n.outputs for n in self.nodes])):
             builder.reserve(value.name)
         jac = local_jacobian(edge, builder)
-        steps = [f"\n    where {_definition(node)}" for node in builder.nodes]
-        return f"∂{edge.target.name} / ∂{edge.source.name} = {jac}{''.join(steps)}"
+        return jac, evaluate(builder.nodes, known), builder.nodes
 
     def _by_value(self, values: Mapping[str, torch.Tensor]) -> dict[Value, torch.Tensor]:
         every = [*self.inputs, *(v for node in self.nodes for v in node.results)]
@@ -128,22 +161,31 @@ class TracedGraph(Graph):
         return {v: values[v.name] for v in every}
 
     def _seeds(self, cotangent: Any) -> dict[Value, torch.Tensor]:
-        outputs = [v for v in self.outputs if isinstance(v, Value) and v.is_floating]
-        if cotangent is None:
-            if len(outputs) != 1 or outputs[0].shape != ():
-                raise ShapeError(f"the outputs are {', '.join(v.type for v in outputs)}: a cotangent must be given")
-            flat = [torch.ones((), dtype=getattr(torch, outputs[0].dtype), device=outputs[0].device)]
-        else:
-            flat = tree_flatten(cotangent)[0]
+        """The cotangents of the outputs, added up where one value is returned twice."""
+        flat, spec = ([None] * len(self.outputs), self.out_spec) if cotangent is None else tree_flatten(cotangent)
+        if spec != self.out_spec:
+            raise ArgumentError(f"the cotangent must have the structure of the output, {self.out_spec}; it has {spec}")
         seeds: dict[Value, torch.Tensor] = {}
-        for value, tensor in zip(outputs, flat, strict=True):
-            if tuple(tensor.shape) != value.shape:
-                raise ShapeError(f"the cotangent of {value!r} has shape {tuple(tensor.shape)}")
-            seeds[value] = seeds[value] + tensor if value in seeds else tensor
+        for value, tensor in zip(self.outputs, flat, strict=True):
+            if isinstance(value, Value) and value.is_floating:
+                tensor = _one(value, self.outputs) if cotangent is None else tensor
+                _check_type(value, tensor, "its cotangent must be given")
+                seeds[value] = seeds[value] + tensor if value in seeds else tensor
         return seeds
 
     def __str__(self) -> str:
-        return Graph.__str__(self)
+        described = ["read by the function" if k >= self._own else "argument" for k in range(len(self.inputs))]
+        rows = [(v.name, v.type, text, "", "") for v, text in zip(self.inputs, described, strict=True)]
+        rows += [_row(node) for node in self.nodes]
+        widths = [min(WIDEST, max((len(row[k]) for row in rows), default=0)) for k in range(4)]
+        lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, (*widths, 0), strict=True)).rstrip() for row in rows]
+        lines += [f"write {new.name} into {old.name}" for old, new in self.mutations]
+        return "\n".join([*lines, f"return {', '.join(map(format_argument, self.outputs))}"])
+
+    @property
+    def _own(self) -> int:
+        """How many inputs are the function's own arguments."""
+        return len(self.inputs) - len(self.captured_tensors)
 
 
 def trace(f: Callable[..., Any], *args: Any) -> TracedGraph:
@@ -154,8 +196,9 @@ def trace(f: Callable[..., Any], *args: Any) -> TracedGraph:
         args: example arguments; only their shapes, dtypes and devices are read.
 
     Returns:
-        A `Graph` with `.nodes` (operator, shapes, the user's line), `.edges`, `.forward(*args)`, `.backward(values, cotangent)`
-        and `.local_jacobian(edge, values)`; `print` shows it.
+        A `Graph` with `.nodes` (operator, shapes, the user's line), `.edges` and `.edge(source, target)`,
+        `.forward(*args)`, `.backward(values, cotangent)` and `.local_jacobian(edge, values)`; `print` shows it.  What
+        the function reads besides its arguments, such as a module's parameters, is an input with a name of its own.
 
     Raises CaptureError: `f` branches on data, or takes a value out of the graph; names the line.
 
@@ -165,49 +208,60 @@ def trace(f: Callable[..., Any], *args: Any) -> TracedGraph:
     >>> graph.backward(values)["x"]
     tensor([2., 4.])
     """
+    if not callable(f):
+        raise ArgumentError(f"trace needs a function, not {f!r}")
     flat, spec = tree_flatten((args, {}))
     captured = capture(f, flat, spec, keep=frozenset(RULES))
-    graph = captured.graph
-    return TracedGraph(graph.inputs, graph.nodes, graph.outputs, graph.mutations, tuple(captured.lifted))
+    graph, arguments = captured.graph, tuple(_TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in flat)
+    tensors = tuple(captured.lifted)
+    return TracedGraph(
+        graph.inputs, graph.nodes, graph.outputs, graph.mutations, tensors, arguments, spec, captured.out_spec
+    )
 
 
-# ---------------------------------------------------------------- words
+class _Tensor:
+    """Stands for a tensor among the leaves of the arguments."""
+
+    def __repr__(self) -> str:
+        return "a tensor"
 
 
-def structure_of(jac: Jac) -> str:
-    """The structure of a Jacobian in words: which output axes equal which input axes."""
-    if not jac.parts:
-        return "zero"
-    words = []
-    if any(isinstance(part, Kernel) for part in jac.parts):
-        words.append("a linear operator, applied and never written out")
-    terms = Jac(tuple(p for p in jac.parts if not isinstance(p, Kernel)), jac.out_shape, jac.in_shape)
-    words += sorted(_pattern_words(p, jac) for p in pattern(terms))
-    return " plus ".join(words)
+_TENSOR = _Tensor()
 
 
-def _pattern_words(p: Pattern, jac: Jac) -> str:
-    ties = [
-        f"output axis {i} = input axis {j}"
-        for i, (a, m) in enumerate(zip(p.out, jac.out_shape, strict=True))
-        for j, (b, n) in enumerate(zip(p.inp, jac.in_shape, strict=True))
-        if a == b and whole_label(a, m) is not None and whole_label(b, n) is not None
-    ]
-    others = [i for i in (*p.out, *p.inp) if not isinstance(i, Axis) or i.offset or len(i.parts) > 1]
-    if others:
-        return f"an index map {p!r}"
-    shared = set(labels_of(p.out)) & set(labels_of(p.inp))
-    if not shared:
-        return "dense"
-    if shared == set(labels_of(p.out)) == set(labels_of(p.inp)):
-        return "diagonal" if jac.out_shape == jac.in_shape else f"diagonal ({', '.join(ties)})"
-    return f"block diagonal ({', '.join(ties)})"
+def _same(given: Any, traced: Any) -> bool:
+    return given is traced or (type(given) is type(traced) and bool(given == traced))
 
 
-def _definition(node: Node) -> str:
-    return str(node).split("   #")[0]
+def _check_type(value: Value, tensor: Any, requirement: str) -> None:
+    """Raise ShapeError unless a tensor is of the type of a value."""
+    is_tensor = isinstance(tensor, torch.Tensor)
+    if not is_tensor or tuple(tensor.shape) != value.shape or tensor.dtype != torch_dtype(value.dtype):
+        seen = f"{tensor.dtype} of shape {tuple(tensor.shape)}" if is_tensor else repr(tensor)
+        raise ShapeError(f"{requirement} as {value.type}; it is given {seen} for {value.name!r}")
 
 
-def operators(graph: Graph) -> Sequence[str]:
-    """The distinct operators of a graph, in order of first use."""
-    return tuple(dict.fromkeys(node.op for node in graph.nodes))
+def _one(value: Value, outputs: Sequence[Any]) -> torch.Tensor:
+    """The cotangent of a scalar function's output in itself."""
+    if len(outputs) != 1 or value.shape != ():
+        types = ", ".join(v.type if isinstance(v, Value) else repr(v) for v in outputs)
+        raise ShapeError(f"the output is {types}, not one scalar: a cotangent of its structure must be given")
+    return torch.ones((), dtype=torch_dtype(value.dtype), device=value.device)
+
+
+def _row(node: Node) -> tuple[str, str, str, str, str]:
+    """A node as the cells of a table: names, types, operator, module, and the user's line."""
+    outputs = [v for v in node.outputs if v is not None]
+    arguments = [format_argument(a) for a in node.args] + [f"{k}={format_argument(a)}" for k, a in node.kwargs]
+    operator = f"{node.op.removesuffix('.default')}({', '.join(arguments)})"
+    return (
+        ", ".join(v.name for v in outputs),
+        ", ".join(v.type for v in outputs),
+        operator,
+        node.scope,
+        _line(node.source),
+    )
+
+
+def _line(source: Source | None) -> str:
+    return f"# {os.path.basename(source.file)}:{source.line}: {source.code}" if source else ""

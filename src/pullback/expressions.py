@@ -11,7 +11,7 @@ adjoint (or tangent) of, so nothing here needs to know what an operator does.  E
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Union, cast
+from typing import Any, Union, cast, overload
 
 from .graph import COMPLEX, FLOATING, Node, Source, Value, replace_values, values_in
 from .index import Axis, Indices, Label, labels_of, tables_of
@@ -262,17 +262,23 @@ class Symbol:
         own = indices[len(indices) - len(self.shape) :]
         return Factor(self.value, tuple(Axis(0) if n == 1 else i for i, n in zip(own, self.shape, strict=True)))
 
-    def __add__(self, other: Operand) -> Operand:
+    def __add__(self, other: Operand) -> "Symbol":
         return self if _is(other, 0) else self.of("add.Tensor", self, other)
 
-    def __radd__(self, other: Scalar) -> Operand:
+    def __radd__(self, other: Scalar) -> "Symbol":
         return self + other
 
-    def __sub__(self, other: Operand) -> Operand:
+    def __sub__(self, other: Operand) -> "Symbol":
         return self if _is(other, 0) else self.of("sub.Tensor", self, other)
 
-    def __rsub__(self, other: Scalar) -> Operand:
+    def __rsub__(self, other: Scalar) -> "Symbol":
         return -self if _is(other, 0) else self.of("rsub.Scalar", self, other)
+
+    @overload
+    def __mul__(self, other: "Symbol") -> "Symbol": ...
+
+    @overload
+    def __mul__(self, other: Operand) -> Operand: ...
 
     def __mul__(self, other: Operand) -> Operand:
         if _is(other, 0):
@@ -282,7 +288,7 @@ class Symbol:
     def __rmul__(self, other: Scalar) -> Operand:
         return self * other
 
-    def __truediv__(self, other: Operand) -> Operand:
+    def __truediv__(self, other: Operand) -> "Symbol":
         return self if _is(other, 1) else self.of("div.Tensor", self, other)
 
     def __rtruediv__(self, other: Scalar) -> Operand:

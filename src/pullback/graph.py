@@ -21,6 +21,12 @@ COMPLEX = frozenset({"complex32", "complex64", "complex128"})
 _serial = count()
 
 
+class DType(str):
+    """A dtype as an operator's argument, by name; lowering puts PyTorch's object in its place."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """The line of the user's program that a node comes from."""

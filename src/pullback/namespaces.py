@@ -16,7 +16,7 @@ STANDARD_DATA = (types.SimpleNamespace,)
 
 
 @functools.cache
-def slots(cls: type) -> tuple[str, ...]:
+def slots(cls: Any) -> tuple[str, ...]:
     """The attributes that objects of a class keep outside a dictionary."""
     members = [(name, value) for base in cls.__mro__ for name, value in base.__dict__.items()]
     return tuple(name for name, value in members if isinstance(value, types.MemberDescriptorType))
@@ -46,7 +46,7 @@ def is_opaque(cls: type) -> bool:
     module = cls.__module__ or ""
     top = module.partition(".")[0]
     is_standard = top in sys.stdlib_module_names and top != "__main__"
-    return is_standard or module.startswith("torch._ops") or not (cls.__dictoffset__ or slots(cls))
+    return is_standard or module.startswith("torch._ops") or not (cls.__dictoffset__ or slots(cls))  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -6,7 +6,7 @@ function the user called, and refuses what would take a value out of the graph.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from . import torch_private as private
+from .composites import COMPOSITES
 from .graph import Source
 from .provenance import describe, refusal, user_source
 
@@ -74,6 +75,7 @@ class Step:
     results: list[Any]
     source: Source | None
     scope: str
+    stopping: bool = False  # made under `no_grad`
 
     @property
     def mutates(self) -> bool:
@@ -138,6 +140,15 @@ class Trace:
 
     def __exit__(self, *_: object) -> None:
         _current.trace = self._outer
+
+
+def adopt_constants(tensors: Iterable[Tensor]) -> None:
+    """Let what a nested trace made of Python numbers be constants of the trace in progress, too, if there is one."""
+    trace = getattr(_current, "trace", None)
+    for tensor in tensors if trace is not None else ():
+        if not trace.owns(tensor):
+            trace.lift(tensor)
+            trace.created.add(id(tensor))
 
 
 def unsupported_kind(tensor: Tensor) -> str:
@@ -205,7 +216,7 @@ class Recorder(private.TorchDispatchMode):
         if mutates and stopping:
             args, kwargs = self.stop_operands(op, args, kwargs)
         result = self.decomposed(op, args, kwargs)
-        self.raw.append(Step(op, args, kwargs, flat_results(result), self.source, self.scope))
+        self.raw.append(Step(op, args, kwargs, flat_results(result), self.source, self.scope, stopping))
         if stopping and not mutates and op is not DETACH:
             return self.stop(result, (args, kwargs))
         return result
@@ -236,9 +247,11 @@ class Recorder(private.TorchDispatchMode):
         try:
             result = op(*args, **kwargs)
         except private.DataDependentOutput as error:
-            raise refusal(*_value_read(str(op)), source=self.line()) from error
+            problem = f"f takes the value of a tensor out of the graph ({op})"
+            raise refusal(problem, f"{_NUMBER.capitalize()}.", self.line()) from error
         except private.DynamicOutputShape as error:
-            raise refusal(*_data_dependent_shape(op), source=self.line()) from error
+            problem = f"{op} has a result whose shape depends on the values of a tensor, which is not done yet"
+            raise refusal(problem, _SELECTION, self.line()) from error
         except private.UnsupportedOperator as error:
             raise refusal(f"PyTorch cannot trace {op}", "Express it by other operators.", self.line()) from error
         results = flat_results(result)
@@ -310,6 +323,7 @@ def _differentiable(tensor: Tensor) -> bool:
 
 _BRANCH = "compute both sides and choose by torch.where, or pass what decides as a Python argument"
 _NUMBER = "keep it a tensor, or pass the number as a Python argument"
+_SELECTION = "Keep all the entries and choose among them with torch.where, or select outside of f."
 _ARRAY = "use torch's functions instead of NumPy's or Python's, or compute it outside of f"
 READS: dict[Any, tuple[str, str]] = {
     Tensor.__bool__: ("branches on the value of a tensor", _BRANCH),
@@ -334,17 +348,6 @@ VIEWS = frozenset(getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH
 ADOPTERS = frozenset({torch.from_numpy, torch.frombuffer, torch.as_tensor, torch.asarray})
 
 
-def _value_read(op: str) -> tuple[str, str]:
-    return f"f takes the value of a tensor out of the graph ({op})", f"{_NUMBER.capitalize()}."
-
-
-def _data_dependent_shape(op: Any) -> tuple[str, str]:
-    return (
-        f"{op} has a result whose shape depends on the values of a tensor, which is not done yet",
-        "Keep all the entries and choose among them with torch.where, or select outside of f.",
-    )
-
-
 class Frontier(TorchFunctionMode):
     """See each torch function before autograd does: lift the tensors it reads, refuse to read their values."""
 
@@ -363,7 +366,8 @@ class Frontier(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         if name == "__set__" or (name == "__get__" and function not in VIEWS):
             return function(*args, **kwargs)
-        result = function(*self.trace.own(args), **self.trace.own(kwargs))
+        call = COMPOSITES.get(function, function) if getattr(function, "__hash__", None) else function
+        result = call(*self.trace.own(args), **self.trace.own(kwargs))
         if function in ADOPTERS and isinstance(result, Tensor) and not self.trace.owns(result):
             self.trace.created.add(id(result))
             return self.trace.lift(result)

@@ -37,6 +37,7 @@ class Entry:
     code: the source of `lookup`.
     traced: whether the call was part of a trace or transform in progress.
     reusable: whether it may be kept; sizes or constants that belong to an outer trace may not.
+    constants: the tensors that the trace itself made.
     """
 
     program: Any
@@ -45,6 +46,7 @@ class Entry:
     traced: bool
     reusable: bool
     script: Script = field(repr=False)
+    constants: tuple[torch.Tensor, ...] = field(default=(), repr=False)
 
     def explain(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         """Why the program does not fit a call, with the old and the new value; None if it does."""
@@ -86,7 +88,7 @@ def make_entry(
     traced = is_transforming() or any(map(is_traced, tensors))
     own = [t for t, constant in zip(lifted, constants, strict=True) if constant]
     static = all(type(size) is int for t in tensors for size in t.shape)
-    return Entry(program, lookup, code, traced, static and not any(map(is_traced, own)), script)
+    return Entry(program, lookup, code, traced, static and not any(map(is_traced, own)), script, tuple(own))
 
 
 def check_arguments(f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from .capture import Captured, capture
 from .derivatives import CapturedCall, Executable
 from .errors import PullbackError
 from .guards import is_transforming
+from .recording import adopt_constants
 from .rules import RULES
 from .signature import CACHE, Entry, check_arguments
 from .stages import Plan
@@ -18,6 +19,8 @@ from .torch_private import is_traced, set_grad_enabled, tree_flatten
 
 class Derivative(Protocol):
     """A kind of derivative: hashable, and able to compile a captured call."""
+
+    def __hash__(self) -> int: ...
 
     def compile(self, call: CapturedCall) -> Executable:
         """The program and its result structure."""
@@ -45,15 +48,15 @@ class Transform:
         """Compute the derivative; see the function that made this transform."""
         last = self._last
         if last is not None:
-            flat = last.lookup(self.f, args, kwargs)
-            if flat is not None:
-                executable = last.program
+            known = last.lookup(self.f, args, kwargs)
+            if known is not None:
                 if last.traced:
-                    return executable.finish(executable.run(*flat))
+                    return run(last, known)
+                executable = last.program
                 before = torch.is_grad_enabled()
                 set_grad_enabled(False)
                 try:
-                    return executable.finish(executable.run(*flat))
+                    return executable.finish(executable.run(*known))
                 finally:
                     set_grad_enabled(before)
         entry, flat = find(self.kind, self.f, args, kwargs)
@@ -99,6 +102,7 @@ def run(entry: Entry, flat: Sequence[Any]) -> Any:
     """Run an entry's program, outside autograd unless a trace is in progress."""
     executable: Executable = entry.program
     if entry.traced:
+        adopt_constants(entry.constants)
         return executable.finish(executable.run(*flat))
     with torch.no_grad():
         return executable.finish(executable.run(*flat))

@@ -5,31 +5,21 @@ gather.  Two factors at a time are then multiplied: element by element when no l
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from math import prod
 
 from ..expressions import Contraction
-from ..graph import Value
-from ..index import Axis, Index, Label, Lookup, is_mixed_radix, labels_of, whole_label
+from ..graph import FLOATING, Value
+from ..index import Axis, Label
 from ..terms import Factor
+from .reading import Labelled, align, read_factor
 from .tensors import Tensors
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """A tensor with one distinct label for each of its axes."""
-
-    value: Value
-    labels: tuple[Label, ...]
-
-    @property
-    def elements(self) -> int:
-        """The number of elements."""
-        return self.value.size
 
 
 def lower_contraction(expression: Contraction, dtype: str, tensors: Tensors) -> Value:
     """The tensor over `expression.axes`, in the given dtype."""
+    expression = replace(expression, factors=tuple(_behind_permutation(f, tensors) for f in expression.factors))
+    expression = replace(expression, factors=tuple(_floating(f, dtype, tensors) for f in expression.factors))
     if (product := _elementwise(expression, tensors)) is not None:
         return tensors.cast(product, dtype)
     operands = [read_factor(f, tensors) for f in expression.factors]
@@ -42,6 +32,19 @@ def lower_contraction(expression: Contraction, dtype: str, tensors: Tensors) -> 
     numbers = _scaled(numbers, expression.scale, wanted, tensors)
     result = _multiply_all(numbers, set(wanted), wanted, tensors)
     return tensors.cast(tensors.reshape(arrange(result, wanted, tensors), expression.shape), dtype)
+
+
+def _behind_permutation(factor: Factor, tensors: Tensors) -> Factor:
+    """The same factor, read off the tensor that its own is a transposition of: one view less."""
+    whole, places = tensors.behind_permutation(factor.value)
+    return Factor(whole, tuple(factor.axes[places.index(d)] for d in range(len(places))))
+
+
+def _floating(factor: Factor, dtype: str, tensors: Tensors) -> Factor:
+    """Integers in the result's dtype: times a number they would else become the default dtype, whatever the precision."""
+    if factor.value.dtype in FLOATING or factor.value.dtype == "bool":
+        return factor
+    return replace(factor, value=tensors.cast(factor.value, dtype))
 
 
 def _elementwise(expression: Contraction, tensors: Tensors) -> Value | None:
@@ -201,134 +204,6 @@ def sum_out(operand: Labelled, kept: set[Label], tensors: Tensors) -> Labelled:
     return Labelled(tensors.sum(operand.value, dims), labels)
 
 
-def align(operand: Labelled, order: Sequence[Label], tensors: Tensors) -> Value:
-    """The tensor with its axes in the order of `order`, and size 1 where it lacks a label."""
-    present = [label for label in order if label in operand.labels]
-    moved = tensors.permute(operand.value, [operand.labels.index(label) for label in present])
-    if len(present) == len(order):
-        return moved
-    missing_in_front = list(order[len(order) - len(present) :]) == present
-    if missing_in_front:
-        return moved
-    return tensors.reshape(moved, [label.size if label in operand.labels else 1 for label in order])
-
-
 def arrange(operand: Labelled, wanted: Sequence[Label], tensors: Tensors) -> Value:
     """The tensor with exactly the wanted axes; labels that it lacks are repeated."""
     return tensors.expand(align(operand, wanted, tensors), [label.size for label in wanted])
-
-
-# ---------------------------------------------------------------- reading
-
-
-def read_factor(factor: Factor, tensors: Tensors) -> Labelled:
-    """The tensor of a factor with one axis for each of its labels."""
-    if all(_is_simple(i, n) for i, n in zip(factor.axes, factor.value.shape, strict=True)):
-        return _read_views(factor.value, factor.axes, tensors)
-    return _read_gather(factor.value, factor.axes, tensors)
-
-
-def _is_simple(index: Index, extent: int) -> bool:
-    return isinstance(index, Axis) and (len(index.parts) < 2 or is_split(index, extent))
-
-
-def is_split(axis: Axis, extent: int) -> bool:
-    """Whether an axis is its labels' mixed-radix number, and nothing of it is left out."""
-    parts = sorted(axis.parts, key=lambda part: -part[1])
-    whole = prod(label.size for label, _ in parts) == extent
-    return axis.offset == 0 and whole and is_mixed_radix(parts) and (not parts or parts[-1][1] == 1)
-
-
-def _read_views(value: Value, axes: Sequence[Index], tensors: Tensors) -> Labelled:
-    """Split, select and slice each axis; then keep the diagonal of repeated labels."""
-    labels: list[Label] = []
-    for axis in axes:
-        assert isinstance(axis, Axis)
-        dim = len(labels)
-        if not axis.parts:
-            value = tensors.select(value, dim, axis.offset)
-        elif len(axis.parts) == 1:
-            label, stride = axis.parts[0]
-            value = tensors.slice(value, dim, axis.offset, stride, label.size)
-            labels.append(label)
-        else:
-            parts = [label for label, _ in sorted(axis.parts, key=lambda part: -part[1])]
-            value = tensors.reshape(value, (*value.shape[:dim], *(s.size for s in parts), *value.shape[dim + 1 :]))
-            labels += parts
-    return _take_diagonals(value, labels, tensors)
-
-
-def _take_diagonals(value: Value, labels: list[Label], tensors: Tensors) -> Labelled:
-    while len(set(labels)) < len(labels):
-        first = next(k for k, label in enumerate(labels) if label in labels[k + 1 :])
-        second = labels.index(labels[first], first + 1)
-        value = tensors.diagonal(value, first, second)
-        labels = [s for k, s in enumerate(labels) if k not in (first, second)] + [labels[first]]
-    return Labelled(value, tuple(labels))
-
-
-def _read_gather(value: Value, axes: Sequence[Index], tensors: Tensors) -> Labelled:
-    """Advanced indexing; the axes that are whole and share no label with an indexed one stay as they are."""
-    whole = [whole_label(i, n) for i, n in zip(axes, value.shape, strict=True)]
-    indexed = [d for d, label in enumerate(whole) if label is None]
-    shared = set(labels_of(axes[d] for d in indexed))
-    if gathered := _read_along_one_axis(value, axes, indexed, whole, tensors):
-        return gathered
-    repeated = {s for s in whole if s is not None and whole.count(s) > 1}
-    indexed = [d for d, label in enumerate(whole) if label is None or label in shared or label in repeated]
-    joint = tuple(dict.fromkeys(labels_of(axes[d] for d in indexed)))
-    free = [d for d in range(len(axes)) if d not in indexed]
-    indices = [position(axes[d], joint, tensors) for d in indexed]
-    moved = tensors.permute(value, [*indexed, *free])
-    labels = joint + tuple(s for d in free if (s := whole[d]) is not None)
-    found = tensors.index(moved, indices)
-    shape = [label.size for label in labels]
-    if prod(found.shape) != prod(shape):
-        found = tensors.expand(found, [*(s.size for s in joint), *(value.shape[d] for d in free)])
-    return Labelled(tensors.reshape(found, shape), labels)
-
-
-def _read_along_one_axis(
-    value: Value, axes: Sequence[Index], indexed: list[int], whole: list[Label | None], tensors: Tensors
-) -> Labelled | None:
-    """`index_select` or `gather`, where one axis is looked up and the others are whole or of size 1."""
-    looked_up = [d for d in indexed if isinstance(axes[d], Lookup)]
-    others = [s for s in whole if s is not None]
-    if len(looked_up) != 1 or any(value.shape[d] != 1 for d in indexed if d not in looked_up):
-        return None
-    dim = looked_up[0]
-    lookup = axes[dim]
-    assert isinstance(lookup, Lookup)
-    inner = [whole_label(i, n) for i, n in zip(lookup.axes, lookup.table.shape, strict=True)]
-    if len(set(others)) != len(others) or lookup.table.dtype != "int64":
-        return None
-    if len(inner) == 1 and inner[0] is not None and inner[0] not in others:
-        shape = value.shape[:dim] + lookup.table.shape + value.shape[dim + 1 :]
-        found = tensors._view("index_select.default", (value, dim, lookup.table), shape, value)
-        labels = tuple(s for d, s in enumerate(whole) if d == dim or s is not None for s in [inner[0] if d == dim else s])
-        return Labelled(tensors.reshape(found, [s.size for s in labels]), labels)
-    fits = len(inner) == len(axes) and all(
-        (i == w and i is not None) or (d == dim) or (value.shape[d] == lookup.table.shape[d] == 1)
-        for d, (i, w) in enumerate(zip(inner, whole, strict=True))
-    )
-    if not fits or (inner[dim] is None and lookup.table.shape[dim] != 1) or inner[dim] in others:
-        return None
-    found = tensors._view("gather.default", (value, dim, lookup.table), lookup.table.shape, value)
-    labels = tuple(s for s in inner if s is not None)
-    return Labelled(tensors.reshape(found, [s.size for s in labels]), labels)
-
-
-def position(index: Index, joint: Sequence[Label], tensors: Tensors) -> Value:
-    """An index map as an integer tensor that broadcasts over the joint labels."""
-    if isinstance(index, Lookup):
-        table = read_factor(Factor(index.table, index.axes), tensors)
-        return tensors.reshape(align(table, joint, tensors), [s.size if s in table.labels else 1 for s in joint])
-    total: Value | None = None
-    for label, stride in index.parts:
-        offset = index.offset if total is None else 0
-        steps = Labelled(tensors.arange(offset, stride, label.size), (label,))
-        part = tensors.reshape(steps.value, [s.size if s == label else 1 for s in joint])
-        total = part if total is None else tensors.add(total, part)
-    if total is None:
-        return tensors.reshape(tensors.arange(index.offset, 1, 1), [1] * len(joint))
-    return total

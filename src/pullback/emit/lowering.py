@@ -9,36 +9,47 @@ from math import prod
 from typing import Any
 
 from ..expressions import Builder
-from ..graph import Graph, Node, Value, live_nodes, replace_values, values_in
+from ..graph import DType, Graph, Node, Value, live_nodes, replace_values, values_in
 from ..terms import HOLE, Application
 from ..torch_private import overload
 from .contractions import lower_contraction
 from .placements import lower_placement
-from .tensors import Tensors
+from .tensors import Tensors, torch_dtype
 
 # Operators that return their operand where the shape stays the same.  A derivative that is not to flow through `detach` has
-# been cut off by now.
+# been cut off by now, unless the program is to be differentiated again.
 _IDENTITIES = frozenset(
     f"aten.{op}.default" for op in ("view", "_unsafe_view", "reshape", "expand", "detach", "alias", "unsafe_view")
 )
+_STOP = "aten.detach.default"
 
 
-def lower(graph: Graph) -> Graph:
+def lower(graph: Graph, *, keep_stops: bool = False) -> Graph:
     """The same program in ATen operators.
+
+    keep_stops: whether `detach` stays, because another transform is going to trace the program.
 
     Cost: linear in the number of nodes.
     """
-    lowering = _Lowering(graph)
+    lowering = _Lowering(graph, _IDENTITIES - {_STOP} if keep_stops else _IDENTITIES)
     for node in graph.nodes:
         lowering.lower(node)
     return lowering.result()
 
 
+def _with_dtypes(tree: Any) -> Any:
+    """The same arguments with PyTorch's dtype objects in place of names."""
+    if isinstance(tree, tuple):
+        return tuple(map(_with_dtypes, tree))
+    return torch_dtype(tree) if isinstance(tree, DType) else tree
+
+
 class _Lowering:
     """The state of one run: a builder for the new nodes, and what became of each old value."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, identities: frozenset[str]) -> None:
         self.graph = graph
+        self.identities = identities
         self.builder = Builder(graph.inputs[0].device if graph.inputs else "cpu")
         self.tensors = Tensors(self.builder)
         self.became: dict[Value, Value] = {}
@@ -55,13 +66,14 @@ class _Lowering:
         elif node.op == "place":
             self._define(node, lower_placement(args[0], node.results[0].shape, self.tensors))
         elif node.op == "apply":
-            self._define(node, self._apply(*args, node.results[0]))
+            application, operand, width = args
+            self._define(node, self._apply(application, operand, width, node.results[0]))
         elif node.op == "cast":
             self._define(node, self.tensors.cast(args[0], args[1]))
         elif node.op == "zeros":
             self._define(node, self.tensors.full(node.results[0].shape, 0, node.results[0].dtype))
         else:
-            self._adopt(replace(node, args=args, kwargs=replace_values(node.kwargs, self._new)))
+            self._adopt(replace(node, args=_with_dtypes(args), kwargs=replace_values(node.kwargs, self._new)))
 
     def _new(self, value: Value) -> Value:
         return self.became.get(value, value)
@@ -75,7 +87,7 @@ class _Lowering:
 
     def _adopt(self, node: Node) -> None:
         """Append an ATen node, unless an equal one is there, or it changes nothing."""
-        if node.op in _IDENTITIES and node.inputs[0].shape == node.outputs[0].shape:  # type: ignore[union-attr]
+        if node.op in self.identities and node.inputs[0].shape == node.outputs[0].shape:  # type: ignore[union-attr]
             self.became[node.outputs[0]] = node.inputs[0]  # type: ignore[index]
             return
         known = self.builder.adopt(node)
@@ -85,10 +97,10 @@ class _Lowering:
         """Call a linear operator once, or mapped over the leading axes of its operand."""
         shape = old.shape[len(width) :]
         if not width or application.leading:
-            args = tuple(operand if a is HOLE else a for a in application.args)
+            args = _with_dtypes(tuple(operand if a is HOLE else a for a in application.args))
             return self._call(application, args, old.shape, operand.dtype)
         stacked = self.tensors.reshape(operand, (prod(width), *operand.shape[len(width) :]))
-        args = (application.op, application.args, application.kwargs, application.output, stacked)
+        args = (application.op, _with_dtypes(application.args), application.kwargs, application.output, stacked)
         result = self.builder.node("batched", args, [((prod(width), *shape), operand.dtype)])[0]
         return self.tensors.reshape(result, old.shape)
 

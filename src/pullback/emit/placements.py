@@ -10,8 +10,8 @@ from math import prod
 
 from ..expressions import Placement
 from ..graph import Value
-from ..index import Axis, Index, Label, Lookup, whole_label
-from .contractions import Labelled, align, is_split, position
+from ..index import Axis, Index, Label, whole_label
+from .reading import Labelled, align, is_split, one_lookup, position
 from .tensors import Tensors
 
 
@@ -54,7 +54,7 @@ def _spread_diagonals(value: Value, labels: list[Label], occurrences: Sequence[L
         first = labels.index(label)
         last = tensors.permute(value, [*(d for d in range(len(labels)) if d != first), first])
         sizes = value.shape[:dim] + (label.size,) + value.shape[dim:]
-        value = tensors._view("diagonal_backward.default", (last, sizes, 0, first, dim), sizes, value)
+        value = tensors.view_of("diagonal_backward.default", (last, sizes, 0, first, dim), sizes, value)
         labels.insert(dim, label)
     return value
 
@@ -66,7 +66,7 @@ def _fill_up(value: Value, dim: int, axis: Axis, extent: int, tensors: Tensors) 
     sizes = value.shape[:dim] + (extent,) + value.shape[dim + 1 :]
     if not axis.parts:
         flat = tensors.squeeze(value, dim)
-        return tensors._view("select_backward.default", (flat, sizes, dim, axis.offset), sizes, value)
+        return tensors.view_of("select_backward.default", (flat, sizes, dim, axis.offset), sizes, value)
     label, stride = axis.parts[0]
     start = axis.offset
     if stride < 0:
@@ -74,38 +74,24 @@ def _fill_up(value: Value, dim: int, axis: Axis, extent: int, tensors: Tensors) 
     if label.size == extent:
         return value
     stop = start + stride * (label.size - 1) + 1
-    return tensors._view("slice_backward.default", (value, sizes, dim, start, stop, stride), sizes, value)
+    return tensors.view_of("slice_backward.default", (value, sizes, dim, start, stop, stride), sizes, value)
 
 
 def _scatter_along_one_axis(
     source: Labelled, axes: Sequence[Index], shape: tuple[int, ...], tensors: Tensors
 ) -> Value | None:
     """`index_add` or `scatter_add`, where one axis is looked up and the others are whole or of size 1."""
-    looked_up = [d for d, i in enumerate(axes) if isinstance(i, Lookup)]
-    whole = [whole_label(i, n) for i, n in zip(axes, shape, strict=True)]
-    others = [s for s in whole if s is not None]
-    if len(looked_up) != 1 or any(w is None and shape[d] != 1 for d, w in enumerate(whole) if d not in looked_up):
+    found = one_lookup(axes, shape)
+    if found is None:
         return None
-    dim, lookup = looked_up[0], axes[looked_up[0]]
-    assert isinstance(lookup, Lookup)
-    if lookup.table.dtype != "int64" or len(set(others)) != len(others):
-        return None
-    inner = [whole_label(i, n) for i, n in zip(lookup.axes, lookup.table.shape, strict=True)]
     zeros = tensors.full(shape, 0, source.value.dtype)
-    if len(inner) == 1 and inner[0] is not None and inner[0] not in others:
-        order = [inner[0] if d == dim else w for d, w in enumerate(whole)]
-        laid = tensors.reshape(
-            align(source, [s for s in order if s is not None], tensors), [1 if s is None else s.size for s in order]
-        )
-        return tensors._view("index_add.default", (zeros, dim, lookup.table, laid), shape, source.value)
-    fits = len(inner) == len(axes) and all(
-        d == dim or (i is not None and i == w) or (shape[d] == lookup.table.shape[d] == 1)
-        for d, (i, w) in enumerate(zip(inner, whole, strict=True))
-    )
-    if not fits or (inner[dim] is None and lookup.table.shape[dim] != 1) or inner[dim] in others:
-        return None
-    laid = tensors.reshape(align(source, [s for s in inner if s is not None], tensors), lookup.table.shape)
-    return tensors._view("scatter_add.default", (zeros, dim, lookup.table, laid), shape, source.value)
+    laid = align(source, found.labels, tensors)
+    if found.by_vector:
+        sizes = shape[: found.dim] + found.table.shape + shape[found.dim + 1 :]
+        args = (zeros, found.dim, found.table, tensors.reshape(laid, sizes))
+        return tensors.view_of("index_add.default", args, shape, source.value)
+    args = (zeros, found.dim, found.table, tensors.reshape(laid, found.table.shape))
+    return tensors.view_of("scatter_add.default", args, shape, source.value)
 
 
 def _add_flat(source: Labelled, axes: Sequence[Index], shape: tuple[int, ...], tensors: Tensors) -> Value:
@@ -120,5 +106,5 @@ def _add_flat(source: Labelled, axes: Sequence[Index], shape: tuple[int, ...], t
     flat = tensors.expand(flat, [label.size for label in source.labels])
     zeros = tensors.full((prod(shape),), 0, source.value.dtype)
     flat, values = tensors.reshape(flat, (source.elements,)), tensors.reshape(source.value, (source.elements,))
-    added = tensors._view("index_add.default", (zeros, 0, flat, values), zeros.shape, source.value)
+    added = tensors.view_of("index_add.default", (zeros, 0, flat, values), zeros.shape, source.value)
     return tensors.reshape(added, shape)

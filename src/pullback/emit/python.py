@@ -13,7 +13,7 @@ import os.path
 import re
 import unicodedata
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from math import isfinite, isnan
@@ -27,6 +27,8 @@ from ..terms import HOLE
 from ..torch_private import fast_overload
 from .aliases import protect_from_mutations
 from .builtins import BUILTINS, SPELLINGS, Call, facts, spell, without_defaults
+from .constants import constants
+from .reuse import reuse_memory
 
 WIDTH = 120
 _numbers = count(1)
@@ -59,14 +61,22 @@ class Program:
         return self.code
 
 
-def emit_python(graph: Graph, name: str = "program") -> Program:
+def emit_python(graph: Graph, name: str = "program", *, plain: bool = False) -> Program:
     """The program that computes a lowered graph.
+
+    Arguments:
+        graph: what it computes.
+        name: what the function is called.
+        plain: whether it will run on plain tensors only, outside all traces; then small constants are computed once and
+            for all, and large intermediate values are overwritten.
 
     Raises GraphError if a node is neither an ATen operator nor `batched`.
 
     Cost: linear in the number of nodes; about 30 µs each, of which Python's own compiler takes a half.
     """
-    writer = _Writer(protect_from_mutations(graph), _identifier(name))
+    protected = protect_from_mutations(graph)
+    known = constants(protected) if plain else {}
+    writer = _Writer(reuse_memory(protected, frozenset(known)) if plain else protected, _identifier(name), known)
     name, body = writer.name, writer.body()
     header = writer.header()
     code = "\n".join([*header, *body, ""])
@@ -124,6 +134,8 @@ class _Writer:
 
     graph: Graph
     name: str
+    constants: Mapping[Value, torch.Tensor]
+    hoisted: list[str] = field(default_factory=list)
     namespace: dict[str, Any] = field(default_factory=dict)
     imports: dict[str, list[str]] = field(default_factory=dict)
     assignments: list[str] = field(default_factory=list)
@@ -145,6 +157,9 @@ class _Writer:
         last_uses = self._last_uses()
         source: Source | None = None
         for position, node in enumerate(self.graph.nodes):
+            if any(v in self.constants for v in node.results):
+                self._hoist(node)
+                continue
             if node.source is not None and node.source != source:
                 source = node.source
                 lines.append(f"    # {_place(source)}")
@@ -158,14 +173,14 @@ class _Writer:
         return [*lines, f"    return {self._write(tuple(self.graph.outputs))}"]
 
     def header(self) -> list[str]:
-        """Imports and constants, in order of the alphabet."""
+        """Imports and constants, in order of the alphabet; then what is computed once, in its own order."""
         lines = [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(self.imports.items())]
         lines = ["import torch", *(wrapped for line in lines for wrapped in _wrap(line))]
-        return [*lines, *([""] if self.assignments else []), *sorted(self.assignments), "", ""]
+        return [*lines, *([""] if self.assignments or self.hoisted else []), *sorted(self.assignments), *self.hoisted, "", ""]
 
     def _last_uses(self) -> dict[int, list[Value]]:
         """Which values are forgotten after which node: neither inputs nor results."""
-        kept = set(values_in((self.graph.inputs, self.graph.outputs, self.graph.mutations)))
+        kept = {*values_in((self.graph.inputs, self.graph.outputs, self.graph.mutations)), *self.constants}
         last: dict[int, list[Value]] = {}
         for position in range(len(self.graph.nodes) - 1, -1, -1):
             node = self.graph.nodes[position]
@@ -174,6 +189,11 @@ class _Writer:
                     kept.add(value)
                     last.setdefault(position, []).append(value)
         return last
+
+    def _hoist(self, node: Node) -> None:
+        """Compute a constant ahead of the function; the text says how."""
+        self.hoisted.append(self._statement(node))
+        self.namespace[self.values[node.results[0]]] = self.constants[node.results[0]]
 
     def _define(self, value: Value) -> str:
         return self.values.setdefault(value, self.names.claim(_identifier(value.name)))

@@ -29,7 +29,8 @@ class Tensors:
     def __init__(self, builder: Builder) -> None:
         self.builder = builder
 
-    def _view(self, op: str, args: tuple[Any, ...], shape: Sequence[int], like: Value) -> Value:
+    def view_of(self, op: str, args: tuple[Any, ...], shape: Sequence[int], like: Value) -> Value:
+        """An ATen operator whose result has this shape, and the dtype of `like`."""
         return self.builder.node(f"aten.{op}", args, [(tuple(shape), like.dtype)])[0]
 
     def _made_by(self, value: Value, op: str) -> Node | None:
@@ -40,11 +41,10 @@ class Tensors:
         """Axes in another order."""
         if tuple(dims) == tuple(range(len(value.shape))):
             return value
-        before = self._made_by(value, "permute.default")
-        if before is not None:
-            rank = len(value.shape)
-            return self.permute(before.inputs[0], [before.args[1][d] % rank for d in dims])
-        return self._view("permute.default", (value, tuple(dims)), [value.shape[d] for d in dims], value)
+        whole, places = self.behind_permutation(value)
+        if whole is not value:
+            return self.permute(whole, [places[d] for d in dims])
+        return self.view_of("permute.default", (value, tuple(dims)), [value.shape[d] for d in dims], value)
 
     def reshape(self, value: Value, shape: Sequence[int]) -> Value:
         """The same elements in another shape."""
@@ -54,29 +54,79 @@ class Tensors:
         before = self.builder.producer.get(value)
         if before is not None and before.op in _RESHAPES:
             return self.reshape(before.inputs[0], shape)
-        return self._view("view.default", (value, shape), shape, value)
+        kept = self._keeping_unit_axes(before, shape)
+        return self.view_of("view.default", (value, shape), shape, value) if kept is None else kept
+
+    def _keeping_unit_axes(self, node: Node | None, shape: Shape) -> Value | None:
+        """A sum or a product again, in the shape asked for, if its operand had an axis of size 1 that was dropped before."""
+        if node is None or node.op not in ("aten.sum.dim_IntList", "aten.mv.default") or len(node.args) != 2:
+            return None
+        operand = node.args[0] if node.op == "aten.sum.dim_IntList" else node.args[1]
+        whole = self._before_squeeze(operand)
+        if whole is None:
+            return None
+        if node.op == "aten.sum.dim_IntList":
+            places = [d for d, n in enumerate(whole.shape) if n != 1]
+            summed = [places[d] for d in node.args[1]]
+            fits = shape == tuple(n for d, n in enumerate(whole.shape) if d not in summed)
+            return self.sum(whole, summed) if fits else None
+        return self._product_with_axis(node.args[0], whole, shape)
+
+    def _before_squeeze(self, value: Value) -> Value | None:
+        """The value that this one was made of by dropping all its axes of size 1."""
+        node = self.builder.producer.get(value)
+        if node is None or node.op not in _RESHAPES or 1 in value.shape:
+            return None
+        whole = node.inputs[0]
+        return whole if tuple(n for n in whole.shape if n != 1) == value.shape else None
+
+    def _product_with_axis(self, matrix: Value, vector: Value, shape: Shape) -> Value | None:
+        """A matrix times a vector that has an axis of size 1, so that the result has one too: (1, m) or (m, 1)."""
+        if len(vector.shape) != 2 or len(shape) != 2 or 1 not in shape:
+            return None
+        is_row = vector.shape[0] == 1
+        if shape[0] == 1:
+            return self.matmul(vector if is_row else self.permute(vector, (1, 0)), self.permute(matrix, (1, 0)))
+        return self.matmul(matrix, self.permute(vector, (1, 0)) if is_row else vector)
+
+    def behind_permutation(self, value: Value) -> tuple[Value, tuple[int, ...]]:
+        """The value that this one is a transposition of, and the axis there of each axis here."""
+        node = self.builder.producer.get(value)
+        rank = len(value.shape)
+        dims = list(range(rank))
+        if node is not None and node.op == "aten.permute.default":
+            dims = [d % rank for d in node.args[1]]
+        elif node is not None and (node.op == "aten.t.default" and rank == 2):
+            dims = [1, 0]
+        elif node is not None and node.op == "aten.transpose.int" and rank:
+            first, second = node.args[1] % rank, node.args[2] % rank
+            dims[first], dims[second] = second, first
+        else:
+            return value, tuple(dims)
+        whole, further = self.behind_permutation(node.inputs[0])
+        return whole, tuple(further[d] for d in dims)
 
     def unsqueeze(self, value: Value, dim: int) -> Value:
         """A new axis of size 1."""
-        return self._view("unsqueeze.default", (value, dim), value.shape[:dim] + (1,) + value.shape[dim:], value)
+        return self.view_of("unsqueeze.default", (value, dim), value.shape[:dim] + (1,) + value.shape[dim:], value)
 
     def expand(self, value: Value, shape: Sequence[int]) -> Value:
         """Axes of size 1 repeated."""
         shape = tuple(shape)
-        return value if shape == value.shape else self._view("expand.default", (value, shape), shape, value)
+        return value if shape == value.shape else self.view_of("expand.default", (value, shape), shape, value)
 
     def select(self, value: Value, dim: int, index: int) -> Value:
         """One position of an axis; the axis is dropped."""
         if value.shape[dim] == 1:
             return self.squeeze(value, dim)
-        return self._view("select.int", (value, dim, index), value.shape[:dim] + value.shape[dim + 1 :], value)
+        return self.view_of("select.int", (value, dim, index), value.shape[:dim] + value.shape[dim + 1 :], value)
 
     def squeeze(self, value: Value, dim: int) -> Value:
         """Drop an axis of size 1."""
         before = self._made_by(value, "view.default")
         if before is not None:
             return self.reshape(value, value.shape[:dim] + value.shape[dim + 1 :])
-        return self._view("squeeze.dim", (value, dim), value.shape[:dim] + value.shape[dim + 1 :], value)
+        return self.view_of("squeeze.dim", (value, dim), value.shape[:dim] + value.shape[dim + 1 :], value)
 
     def slice(self, value: Value, dim: int, start: int, step: int, count: int) -> Value:
         """`count` positions of an axis from `start` on; a negative step flips the axis first."""
@@ -87,16 +137,16 @@ class Tensors:
             return value
         stop = start + step * (count - 1) + 1 if count else start
         shape = value.shape[:dim] + (count,) + value.shape[dim + 1 :]
-        return self._view("slice.Tensor", (value, dim, start, stop, step), shape, value)
+        return self.view_of("slice.Tensor", (value, dim, start, stop, step), shape, value)
 
     def flip(self, value: Value, dim: int) -> Value:
         """An axis backwards."""
-        return self._view("flip.default", (value, (dim,)), value.shape, value)
+        return self.view_of("flip.default", (value, (dim,)), value.shape, value)
 
     def diagonal(self, value: Value, first: int, second: int) -> Value:
         """The entries where two axes agree, along a new last axis."""
         rest = [n for d, n in enumerate(value.shape) if d not in (first, second)]
-        return self._view("diagonal.default", (value, 0, first, second), [*rest, value.shape[first]], value)
+        return self.view_of("diagonal.default", (value, 0, first, second), [*rest, value.shape[first]], value)
 
     def sum(self, value: Value, dims: Sequence[int]) -> Value:
         """The sum over some axes, which are dropped."""
@@ -105,7 +155,7 @@ class Tensors:
         shape = [n for d, n in enumerate(value.shape) if d not in dims]
         if prod(value.shape[d] for d in dims) == 1:
             return self.reshape(value, shape)
-        return self._view("sum.dim_IntList", (value, tuple(sorted(dims))), shape, value)
+        return self.view_of("sum.dim_IntList", (value, tuple(sorted(dims))), shape, value)
 
     def cast(self, value: Value, dtype: str) -> Value:
         """The value in another dtype."""
@@ -158,7 +208,7 @@ class Tensors:
         a, b = self.cast(a, common), self.cast(b, common)
         op = {(1, 1): "dot", (2, 1): "mv", (2, 2): "mm", (3, 3): "bmm"}[len(a.shape), len(b.shape)]
         shape = {"dot": (), "mv": a.shape[:1], "mm": a.shape[:1] + b.shape[1:], "bmm": a.shape[:2] + b.shape[2:]}[op]
-        return self._view(f"{op}.default", (a, b), shape, a)
+        return self.view_of(f"{op}.default", (a, b), shape, a)
 
     def add(self, a: Value, b: Value) -> Value:
         """The element-wise sum."""
@@ -167,4 +217,4 @@ class Tensors:
     def index(self, value: Value, indices: Sequence[Value]) -> Value:
         """Advanced indexing of the leading axes: the indices' common shape, then the remaining axes."""
         shape = broadcast([i.shape for i in indices]) + value.shape[len(indices) :]
-        return self._view("index.Tensor", (value, tuple(indices)), shape, value)
+        return self.view_of("index.Tensor", (value, tuple(indices)), shape, value)

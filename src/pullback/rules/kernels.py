@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from ..errors import RuleError
 from ..expressions import Symbol
 from ..graph import Value
@@ -69,11 +67,6 @@ def _results(
             pulled[k] = next(results)
     return tuple(pulled)
 
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The dtype object of a dtype name, for an operator that takes one."""
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 def saved(ys: Sequence[Symbol | None], number: int) -> Symbol:

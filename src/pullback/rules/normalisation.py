@@ -14,10 +14,11 @@ from math import prod
 from typing import Any
 
 from ..expressions import Symbol
+from ..graph import DType
 from ..index import Axis, Indices, plain, plain_axes
 from ..terms import Application, Factor, Part, Term
 from .formulas import view
-from .kernels import given, operation, pulled_by, saved, torch_dtype
+from .kernels import given, operation, pulled_by, saved
 from .kinds import POSITIVE, Function, Rule, Sample, T, replaced
 
 Parts = tuple[Part, ...]
@@ -44,7 +45,7 @@ def _log_softmax_body(x: Symbol, dim: int, half_to_float: bool, *, y: Symbol) ->
 
 def _pull_softmax(name: str) -> Any:
     def pull(x: Symbol, dim: int, half_to_float: bool, *, y: Symbol, g: Symbol) -> Application:
-        return operation(f"aten.{name}_backward_data.default", g, y, dim, torch_dtype(x.dtype))
+        return operation(f"aten.{name}_backward_data.default", g, y, dim, DType(x.dtype))
 
     return pulled_by(pull)
 
@@ -67,7 +68,7 @@ SOFTMAX: dict[str, Rule] = {
         body=lambda x, dim, dtype=None, *, y: _softmax_body(x, dim, False, y=y),
         pull=pulled_by(
             lambda x, dim, dtype=None, *, y, g: operation(
-                "aten._softmax_backward_data.default", g, y, dim, torch_dtype(x.dtype)
+                "aten._softmax_backward_data.default", g, y, dim, DType(x.dtype)
             )
         ),
         samples=(Sample(T(2, 3), 1), Sample(T(2, 3, 2), -2), Sample(T(2, 1), 1)),

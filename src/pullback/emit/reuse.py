@@ -1,0 +1,80 @@
+"""Large intermediate values are overwritten by the element-wise operator that reads them last.
+
+It is not the arithmetic that an element-wise operator on a large tensor costs but the memory: a fresh result is a page fault
+every 4 KiB.  Only memory that the program has made itself is written into, and only where no view of it is read again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from ..graph import Graph, Node, Value, values_in
+from .builtins import facts
+
+SMALLEST = 2**14  # elements; a smaller result comes from memory that was just set free
+
+_IN_PLACE = (
+    "relu.default sigmoid.default tanh.default exp.default log.default neg.default sin.default cos.default sqrt.default "
+    "rsqrt.default reciprocal.default mul.Tensor add.Tensor sub.Tensor div.Tensor clamp_min.default"
+)
+_INTO_GRADIENT = "threshold_backward sigmoid_backward tanh_backward silu_backward gelu_backward leaky_relu_backward"
+_COMMUTATIVE = frozenset(("aten.mul.Tensor", "aten.add.Tensor"))
+
+IN_PLACE: Mapping[str, str] = {f"aten.{op}": "aten.{}_.{}".format(*op.split(".")) for op in _IN_PLACE.split()}
+INTO_GRADIENT: Mapping[str, str] = {f"aten.{op}.default": f"aten.{op}.grad_input" for op in _INTO_GRADIENT.split()}
+
+
+def reuse_memory(graph: Graph, untouchable: frozenset[Value] = frozenset()) -> Graph:
+    """The same program, in which large values that are read for the last time are overwritten where an operator can.
+
+    untouchable: values that outlive a call.
+
+    Cost: linear in the number of nodes.
+    """
+    if any("as_strided" in node.op for node in graph.nodes):  # it sees the layout, which an overwritten operand may change
+        return graph
+    root = _roots(graph)
+    last = _last_reads(graph, root)
+    own = {v for n in graph.nodes if n.op != "batched" and len(n.outputs) == 1 for v in n.results if root[v] is v}
+    own -= untouchable
+    nodes = []
+    for position, node in enumerate(graph.nodes):
+        free = [v for v in node.inputs if v in own and last[v] == position]
+        nodes.append(_overwriting(node, free, root))
+    return replace(graph, nodes=tuple(nodes))
+
+
+def _roots(graph: Graph) -> dict[Value, Value]:
+    """Whose memory each value has."""
+    root = {value: value for value in graph.inputs}
+    for node in graph.nodes:
+        shares = node.op != "batched" and bool(node.inputs) and facts(node.op).aliases
+        root.update((v, root[node.inputs[0]] if shares else v) for v in node.results)
+    return root
+
+
+def _last_reads(graph: Graph, root: Mapping[Value, Value]) -> dict[Value, int]:
+    """Where memory is read for the last time through any view of it."""
+    last = {root[v]: k for k, node in enumerate(graph.nodes) for v in node.inputs}
+    last.update((root[v], len(graph.nodes)) for v in values_in((graph.outputs, graph.mutations)))
+    return last
+
+
+def _overwriting(node: Node, free: list[Value], root: Mapping[Value, Value]) -> Node:
+    """The node, writing into one of the values that it is the last to read; itself if it cannot."""
+    if len(node.results) != 1 or node.results[0].size < SMALLEST or not (node.op in IN_PLACE or node.op in INTO_GRADIENT):
+        return node
+    target = _target(node, free)
+    if target is None or target.type != node.results[0].type or [root[v] for v in node.inputs].count(target) != 1:
+        return node
+    if node.op in INTO_GRADIENT:
+        return replace(node, op=INTO_GRADIENT[node.op], kwargs=(*node.kwargs, ("grad_input", target)))
+    others = [a for a in node.args if a is not target]
+    return replace(node, op=IN_PLACE[node.op], args=(target, *others))
+
+
+def _target(node: Node, free: list[Value]) -> Value | None:
+    """The operand to be overwritten: the first, or either one of a sum or a product without further arguments."""
+    operands = node.args[:1]
+    if node.op in _COMMUTATIVE and len(node.args) == 2 and not node.kwargs:
+        operands = node.args
+    return next((a for a in operands if isinstance(a, Value) and a in free), None)
