@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from support import reference
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pullback
 from pullback.evaluation import dense
 from pullback.notation import structure
-from pullback.terms import Kernel
+from pullback.terms import zero
+from support import reference
 
 
 class Attention(nn.Module):
@@ -49,9 +49,11 @@ def normal(*shape: int) -> Tensor:
 
 NETWORKS = {
     "xor": Network(lambda: nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1), nn.Sigmoid()), (normal(4, 2),)),
-    "mlp": Network(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2)), (normal(2, 3),)),
+    "mlp": Network(
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2)), (normal(2, 3),)
+    ),
     "cnn": Network(
-        lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 3)),
+        lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8, 3)),
         (normal(2, 1, 6, 6),),
     ),
     "strided cnn": Network(
@@ -62,8 +64,10 @@ NETWORKS = {
     "elman": Network(lambda: Recurrent(nn.RNN), (normal(2, 3, 3),)),
     "attention": Network(Attention, (normal(1, 3, 4),)),
     "encoder": Network(lambda: nn.TransformerEncoderLayer(4, 2, 5, dropout=0.0, batch_first=True), (normal(1, 3, 4),)),
-    "batch norm, training": Network(lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Tanh()), (normal(4, 3),)),
-    "batch norm, evaluation": Network(lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).eval(), (normal(4, 3),)),
+    "batch norm, training": Network(lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), (normal(4, 3),)),
+    "batch norm, evaluation": Network(
+        lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Tanh()).eval(), (normal(4, 3),)
+    ),
     "layer norm": Network(lambda: nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 2)), (normal(4, 3),)),
     "group norm": Network(lambda: nn.Sequential(nn.GroupNorm(2, 4), nn.SiLU()), (normal(2, 4, 3),)),
     "embedding": Network(lambda: nn.Sequential(nn.Embedding(5, 3), nn.Linear(3, 2)), (torch.tensor([[0, 2], [2, 4]]),)),
@@ -87,6 +91,12 @@ class Walk:
 WALKS: dict[str, Walk] = {}
 
 
+def weighted(output: Tensor) -> Tensor:
+    """A loss in which no two entries of the output count the same."""
+    weights = torch.linspace(0.5, 1.5, output.numel(), dtype=torch.float64).view_as(output)
+    return (output * weights + output**2).sum()
+
+
 def walk(name: str) -> Walk:
     """Each network is walked once for all tests."""
     if name not in WALKS:
@@ -94,8 +104,7 @@ def walk(name: str) -> Walk:
         module = NETWORKS[name].make().double()
 
         def loss(*inputs: Any) -> Tensor:
-            output = module(*inputs)
-            return (output * torch.linspace(0.5, 1.5, output.numel(), dtype=torch.float64).view_as(output) + output**2).sum()
+            return weighted(module(*inputs))
 
         inputs = NETWORKS[name].inputs
         graph = pullback.trace(loss, *inputs)
@@ -117,8 +126,7 @@ def test_backward_is_the_compiled_program(name: str) -> None:
     parameters = {key: p.detach().clone() for key, p in walked.module.named_parameters()}
 
     def loss(parameters: dict[str, Tensor], *inputs: Any) -> Tensor:
-        output = torch.func.functional_call(walked.module, parameters, inputs)
-        return (output * torch.linspace(0.5, 1.5, output.numel(), dtype=torch.float64).view_as(output) + output**2).sum()
+        return weighted(torch.func.functional_call(walked.module, parameters, inputs))
 
     value, gradient = pullback.value_and_grad(loss)(parameters, *walked.inputs)
     close(walked.values[walked.graph.outputs[0].name], value)
@@ -145,6 +153,8 @@ def test_local_jacobians_are_pytorchs(name: str) -> None:
     graph, values = walk(name).graph, walk(name).values
     for edge in graph.edges:
         if "batch_norm" in edge.node.op:  # PyTorch's kernel writes to its buffers; the whole network is compared above
+            continue
+        if edge.output > 0:  # saved statistics: PyTorch knows no derivative of them
             continue
         close(graph.local_jacobian(edge, values).dense, jacobian_by_pytorch(edge, values))
 
@@ -178,14 +188,14 @@ def test_the_cotangent_of_a_node_is_the_derivative_in_it() -> None:
 
     graph = pullback.trace(lambda x, w: rest(x @ w), x, w)
     values = graph.forward(x, w)
-    (inner,) = [v.name for node in graph.nodes for v in node.results if v.shape == (2,) and node.op.endswith(("mv.default", "view.default", "squeeze.dim", "mm.default"))][-1:]
-    close(graph.backward(values)[inner], pullback.grad(rest)(x @ w))
+    tanh = next(edge for edge in graph.edges if edge.target.name == "tanh")
+    close(graph.backward(values)[tanh.source.name], pullback.grad(rest)(x @ w))
 
 
 def test_cotangents_of_every_node_of_a_network() -> None:
     """Each node in turn is made an argument of what follows it, and differentiated by the compiler."""
     x, w = normal(2, 3), normal(3, 3)
-    steps: list[Callable[[Tensor], Tensor]] = [torch.sin, lambda h: h @ w, torch.tanh, lambda h: h.softmax(-1), lambda h: h * h]
+    steps = [torch.sin, lambda h: h @ w, torch.tanh, lambda h: h.softmax(-1), torch.square]
 
     def run(h: Tensor, start: int) -> Tensor:
         for step in steps[start:]:
@@ -196,7 +206,7 @@ def test_cotangents_of_every_node_of_a_network() -> None:
     values = graph.forward(x)
     cotangents = graph.backward(values)
     h = x
-    for k, name in enumerate(("x", "sin", "mm", "tanh", "softmax", "mul")):
+    for k, name in enumerate(("x", "sin", "mm", "tanh", "softmax", "square")):
         close(cotangents[name], pullback.grad(lambda h, k=k: run(h, k))(h))
         h = steps[k](h) if k < len(steps) else h
 
@@ -282,7 +292,7 @@ def test_a_missing_rule_names_the_line() -> None:
 
 def test_trace_needs_a_function() -> None:
     with pytest.raises(pullback.ArgumentError, match="needs a function, not 3"):
-        pullback.trace(3)  # type: ignore[arg-type]
+        pullback.trace(3)
 
 
 def test_current_values_of_what_is_closed_over() -> None:
@@ -312,9 +322,10 @@ def shown(f: Callable[..., Any], *args: Tensor, edge: tuple[Any, ...]) -> tuple[
 
 
 x23, w34, v3 = normal(2, 3), normal(3, 4), normal(3).abs() + 1
+D = "diagonal"
 PRINTED = {
     "tanh": (torch.tanh, (x23,), ("x", "tanh"), "∂tanh[i,j] / ∂x[i,j] = (1 − tanh²)[i,j]", "diagonal"),
-    "sigmoid": (torch.sigmoid, (v3,), ("x", "sigmoid"), "∂sigmoid[i] / ∂x[i] = (sigmoid · (1 − sigmoid))[i]", "diagonal"),
+    "sigmoid": (torch.sigmoid, (v3,), ("x", "sigmoid"), "∂sigmoid[i] / ∂x[i] = (sigmoid · (1 − sigmoid))[i]", D),
     "exp": (torch.exp, (v3,), ("x", "exp"), "∂exp[i] / ∂x[i] = exp[i]", "diagonal"),
     "log": (torch.log, (v3,), ("x", "log"), "∂log[i] / ∂x[i] = (1 / x)[i]", "diagonal"),
     "relu": (torch.relu, (v3,), ("x", "relu"), "∂relu[i] / ∂x[i] = (relu > 0)[i]", "diagonal"),
@@ -358,7 +369,13 @@ PRINTED = {
     ),
     "slice": (lambda x: x[1:], (v3,), ("x", "slice"), "∂slice[i] / ∂x[1+i] = 1", "entries at (i | 1+i) only"),
     "flip": (lambda x: x.flip(0), (v3,), ("x", "flip"), "∂flip[i] / ∂x[2−i] = 1", "entries at (i | 2−i) only"),
-    "max": (lambda x: x.max(1)[0], (x23,), ("x", "max"), "∂max[i] / ∂x[i,max_1[i]] = 1", "entries at (i | i,max_1[i]) only"),
+    "max": (
+        lambda x: x.max(1)[0],
+        (x23,),
+        ("x", "max"),
+        "∂max[i] / ∂x[i,max_1[i]] = 1",
+        "entries at (i | i,max_1[i]) only",
+    ),
     "softmax": (
         lambda x: x.softmax(0),
         (v3,),
@@ -397,10 +414,11 @@ def test_structure_agrees_with_the_entries(name: str) -> None:
 
 
 def test_long_payloads_are_defined_below() -> None:
-    written, _ = shown(lambda p, t: F.binary_cross_entropy(p, t), v3.sigmoid(), v3.sigmoid() / 2, edge=("p", "binary_cross_entropy"))
+    edge = ("input", "binary_cross_entropy")
+    written, _ = shown(lambda input, target: F.binary_cross_entropy(input, target), v3.sigmoid(), v3 / 9, edge=edge)
     first, *steps = written.split("\n")
-    assert first == "∂binary_cross_entropy / ∂p[i] = 0.333333 · ((p − t) / clamp_min)[i]"
-    assert steps == ["    where clamp_min = clamp_min((1 − p) · p, 1e-12)"]
+    assert first == "∂binary_cross_entropy / ∂input[i] = 0.333333 · div[i]"
+    assert steps == ["    where div = (input − target) / clamp_min((1 − input) · input, 1e-12)"]
 
 
 def test_the_graph_prints_an_operator_a_line() -> None:
@@ -411,7 +429,8 @@ def test_the_graph_prints_an_operator_a_line() -> None:
     assert lines[0].split() == ["x", "float32[4,", "2]", "argument"]
     assert lines[1].startswith("0.weight") and lines[1].endswith("read by the function")
     (tanh,) = [line for line in lines if line.startswith("tanh")]
-    assert "float32[4, 3]" in tanh and "aten.tanh(addmm)" in tanh and "# test_explain.py:" in tanh and "model(x)" in tanh
+    for said in ("float32[4, 3]", "aten.tanh(addmm)", "# test_explain.py:", "model(x)"):
+        assert said in tanh
     assert lines[-1] == "return sum"
 
 
@@ -435,8 +454,5 @@ def test_edges_by_name() -> None:
 
 
 def test_structure_of_nothing() -> None:
-    from pullback.terms import zero
-
     assert structure(zero((2,), (3,), "float32", "float32")) == "zero"
     assert dense(zero((2,), (3,), "float32", "float32"), {}).shape == (2, 3)
-    assert Kernel is not None

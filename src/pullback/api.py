@@ -244,10 +244,14 @@ def _check_tangents(primals: Any, tangents: Any) -> list[Any]:
         raise ArgumentError(f"jvp: the tangents must have the structure of the primals, {spec}; they have {tangent_spec}")
     for k, (primal, tangent) in enumerate(zip(flat_primals, flat, strict=True)):
         if not hasattr(tangent, "shape") or not hasattr(primal, "shape"):
-            raise ArgumentError(f"jvp: primal {k} is {primal!r} and its tangent {tangent!r}; both must be tensors")
+            raise ArgumentError(f"jvp: primal {k} is {_seen(primal)} and its tangent {_seen(tangent)}; both must be tensors")
         if primal.shape != tangent.shape or primal.dtype != tangent.dtype:
             raise ShapeError(
                 f"jvp: tangent {k} is {tangent.dtype} of shape {tuple(tangent.shape)}; its primal is {primal.dtype} of shape "
                 f"{tuple(primal.shape)}, and they must agree"
             )
     return flat
+
+
+def _seen(leaf: Any) -> str:
+    return f"a tensor of shape {tuple(leaf.shape)}" if hasattr(leaf, "shape") else repr(leaf)

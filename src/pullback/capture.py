@@ -129,6 +129,9 @@ def _first_pass(f: Callable[..., Any], trace: Trace, recorder: Recorder, fakes: 
         try:
             return f(*args, **kwargs)
         except Exception as error:
+            if "does not require grad and does not have a grad_fn" in str(error):
+                problem = "f differentiates by torch.autograd, which does not run while f is captured"
+                raise refusal(problem, "Use pullback's own transforms inside f.", source_of(error)) from error
             if not type(error).__module__.startswith("torch._dynamo"):
                 raise
             problem = "f uses torch.compile, or a control-flow operator such as torch.cond, which is not done yet"

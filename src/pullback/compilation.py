@@ -135,7 +135,7 @@ def _zero(builder: Builder, target: Value, source: Value, by_target: bool) -> Va
 
 def compile_function(graph: Graph, name: str = "program") -> Program:
     """The function itself as a program."""
-    return emit_python(lower(graph), name=name)
+    return emit_python(lower(graph, keep_stops=True), name=name)
 
 
 # ---------------------------------------------------------------- tasks

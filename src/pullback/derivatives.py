@@ -6,7 +6,7 @@ how the flat results are put back into the structure that `torch.func` would ret
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -54,6 +54,7 @@ class CapturedCall:
     argument_values: for each positional argument the graph inputs that its tensors became; None for a leaf that is no tensor.
     argument_specs: the pytree of each positional argument.
     fuse: whether fused backward kernels may be used: not inside another transform.
+    name, title: what the function is called, and that with the place where it stands, for messages.
     """
 
     captured: Captured
@@ -61,6 +62,7 @@ class CapturedCall:
     argument_specs: tuple[Any, ...]
     fuse: bool
     name: str
+    title: str
 
     @property
     def outputs(self) -> tuple[Any, ...]:
@@ -70,32 +72,16 @@ class CapturedCall:
     def sources(self, argnums: Argnums) -> tuple[Value, ...]:
         """The graph inputs that belong to some arguments.
 
-        Raises ArgumentError for a position that does not exist, and for a leaf that has no derivative.
+        Raises ArgumentError for a tensor that has no derivative.
         """
-        values: list[Value] = []
-        for k in self.positions(argnums):
-            for value in self.argument_values[k]:
-                if value is None:
-                    raise ArgumentError(
-                        f"argument {k} of {self.name} holds something that is not a tensor: only tensors can be "
-                        "differentiated with respect to; leave it out of argnums, or pass it separately"
-                    )
-                values.append(value)
-        check_sources(values, lambda v: f"argument {v.name!r} of {self.name}")
+        values = [v for k in self.positions(argnums) for v in self.argument_values[k] if v is not None]
+        check_sources(values, lambda v: f"argument {v.name!r} of {self.title}")
         self._refuse_mutated(values)
         return tuple(values)
 
     def positions(self, argnums: Argnums) -> tuple[int, ...]:
         """The arguments' numbers, counted from 0."""
-        wanted = argnums if isinstance(argnums, tuple) else (argnums,)
-        count = len(self.argument_specs)
-        for k in wanted:
-            if not -count <= k < count:
-                raise ArgumentError(f"argnums={argnums}, but {self.name} was called with {count} positional arguments")
-        found = tuple(k % count for k in wanted)
-        if len(set(found)) < len(found):
-            raise ArgumentError(f"argnums={argnums} names an argument of {self.name} twice")
-        return found
+        return positions(argnums, len(self.argument_specs), self.title)
 
     def structure(self, argnums: Argnums, start: int) -> Structure:
         """The structure of a gradient: that of the arguments, with flat results numbered from `start`."""
@@ -112,7 +98,9 @@ class CapturedCall:
         if not has_aux:
             return whole, None, spec.num_leaves
         if type(whole) is not tuple or len(whole) != 2:
-            raise ArgumentError(f"has_aux=True: {self.name} must return a tuple (output, aux)")
+            raise ArgumentError(
+                f"has_aux=True: {self.title} must return a tuple (output, aux); it returns {_described(self, whole)}"
+            )
         return whole[0], whole[1], tree_flatten(whole[0])[1].num_leaves
 
     def _refuse_mutated(self, sources: Sequence[Value]) -> None:
@@ -122,7 +110,7 @@ class CapturedCall:
                 producers = self.captured.graph.producers()
                 node = producers.get(changed[value])
                 raise CaptureError(
-                    f"{self.name} changes its argument {value.name!r} in place ({node.source if node else 'by copy_'}), and is "
+                    f"{self.title} changes its argument {value.name!r} in place ({node.source if node else 'by copy_'}), and is "
                     "differentiated with respect to it; write the new value to a new tensor instead"
                 )
 
@@ -130,10 +118,13 @@ class CapturedCall:
         """The first `count` outputs, which must be floating tensors."""
         for k, output in enumerate(self.outputs[:count]):
             if not isinstance(output, Value):
-                raise ArgumentError(f"{self.name} returns {output!r} as output {k}; only tensors can be differentiated")
+                raise ArgumentError(
+                    f"{self.title} returns {output!r} as output {k}; only tensors can be differentiated: return a tensor, "
+                    "or return it through has_aux=True"
+                )
             if not output.is_floating:
                 raise ArgumentError(
-                    f"output {k} of {self.name} is {output.type}{self.line_of(output)}: it has no derivative; "
+                    f"output {k} of {self.title} is {output.type}{self.line_of(output)}: it has no derivative; "
                     "return it through has_aux=True, or convert it to a floating dtype before it is computed"
                 )
         return self.outputs[:count]
@@ -142,6 +133,45 @@ class CapturedCall:
         """Where a value was computed, as a clause for a message."""
         node = self.captured.graph.producers().get(value)
         return f" (computed at {node.source})" if node is not None and node.source else ""
+
+
+def positions(argnums: Argnums, count: int, title: str) -> tuple[int, ...]:
+    """The numbers of the arguments, counted from 0.  Raises ArgumentError for one that does not exist, or comes twice."""
+    wanted = argnums if isinstance(argnums, tuple) else (argnums,)
+    for k in wanted:
+        if not -count <= k < count:
+            raise ArgumentError(
+                f"argnums={argnums}, but {title} was called with {count} positional arguments; those passed by keyword are "
+                "never differentiated"
+            )
+    found = tuple(k % count for k in wanted)
+    if len(set(found)) < len(found):
+        raise ArgumentError(f"argnums={argnums} names an argument of {title} twice: name each once")
+    return found
+
+
+def check_call(argnums: Argnums | None, args: tuple[Any, ...], title: str) -> None:
+    """Refuse, before anything is traced, positions that do not exist and arguments that hold more than tensors.
+
+    argnums: the arguments to differentiate; None for all of them, of which there must be one.
+    """
+    if argnums is None and not args:
+        raise ArgumentError(f"{title} is given no primals: pass the arguments to differentiate")
+    for k in range(len(args)) if argnums is None else positions(argnums, len(args), title):
+        for leaf in tree_flatten(args[k])[0]:
+            if not isinstance(leaf, torch.Tensor):
+                raise ArgumentError(
+                    f"argument {k} of {title} is or holds {leaf!r}, which is not a tensor: only tensors can be "
+                    "differentiated with respect to; make it one, leave it out of argnums, or pass it separately"
+                )
+
+
+def _described(call: CapturedCall, output: Structure) -> str:
+    """An output of the wrong structure, in few words."""
+    if isinstance(output, Leaf):
+        value = call.outputs[0]
+        return f"{value.type}{call.line_of(value)}" if isinstance(value, Value) else repr(value)
+    return f"a {type(output).__name__} of {len(output)}" if isinstance(output, (tuple, list, dict)) else repr(output)
 
 
 @dataclass(frozen=True)
@@ -168,13 +198,13 @@ class Gradient:
     def _check_scalar(self, call: CapturedCall, output: Structure, count: int) -> None:
         if not isinstance(output, Leaf) or count != 1:
             raise ShapeError(
-                f"grad needs a function that returns one scalar tensor; {call.name} returns {count} values: use jacobian or "
-                "vjp, or return the others through has_aux=True"
+                f"grad needs a function that returns one scalar tensor; {call.title} returns {_described(call, output)}: "
+                "use jacobian or vjp, or return the others through has_aux=True"
             )
         (value,) = call.tensor_outputs(1)
         if value.shape != ():
             raise ShapeError(
-                f"grad needs a scalar; {call.name} returns {value.type}{call.line_of(value)}: reduce it (for instance by "
+                f"grad needs a scalar; {call.title} returns {value.type}{call.line_of(value)}: reduce it (for instance by "
                 ".sum() or .mean()), or use jacobian"
             )
 
@@ -286,6 +316,7 @@ class VectorJacobian:
     """Outputs, and a function from cotangents of the outputs to cotangents of all arguments."""
 
     has_aux: bool = False
+    argnums: ClassVar[None] = None
 
     def compile(self, call: CapturedCall) -> Executable:
         """Two programs: the first runs at once, the second whenever it is given cotangents."""
@@ -307,7 +338,7 @@ class VectorJacobian:
             kept = results[number_of_results:]
 
             def pull_back(*cotangents: Any) -> Any:
-                flat = _check_cotangents(cotangents, output, outputs, call.name)
+                flat = _check_cotangents(cotangents, output, outputs, call.title)
                 return finish_gradient(backward.run(*kept, *flat))
 
             return (outcome[0], pull_back, outcome[1]) if self.has_aux else (outcome, pull_back)
@@ -340,6 +371,7 @@ class JacobianVector:
     """Outputs, and their tangents for given tangents of all arguments (passed behind the flat tensors of the call)."""
 
     has_aux: bool = False
+    argnums: ClassVar[None] = None
 
     def compile(self, call: CapturedCall) -> Executable:
         """One program that computes both."""

@@ -79,6 +79,8 @@ class Node:
     outputs: one value for each tensor that the operator returns; None for a result that nobody reads.
     source: the user's line.
     scope: the module it was called in, as in "encoder.fc1".
+    inputs: every value among the arguments, in order, repeated where it is used twice.
+    results: the outputs that somebody reads.
     """
 
     op: str
@@ -87,16 +89,12 @@ class Node:
     outputs: tuple[Value | None, ...]
     source: Source | None = None
     scope: str = ""
+    inputs: tuple[Value, ...] = field(init=False, repr=False)
+    results: tuple[Value, ...] = field(init=False, repr=False)
 
-    @property
-    def inputs(self) -> tuple[Value, ...]:
-        """Every value among the arguments, in order, repeated where it is used twice."""
-        return tuple(values_in((self.args, self.kwargs)))
-
-    @property
-    def results(self) -> tuple[Value, ...]:
-        """The outputs that somebody reads."""
-        return tuple(v for v in self.outputs if v is not None)
+    def __post_init__(self) -> None:  # once: every pass asks for them
+        object.__setattr__(self, "inputs", tuple(values_in((self.args, self.kwargs))))
+        object.__setattr__(self, "results", tuple(v for v in self.outputs if v is not None))
 
     def __str__(self) -> str:
         outputs = ", ".join("_" if v is None else repr(v) for v in self.outputs)

@@ -337,7 +337,7 @@ READS: dict[Any, tuple[str, str]] = {
     Tensor.__index__: ("turns a tensor into a Python int", _NUMBER),
     Tensor.__float__: ("turns a tensor into a Python float", _NUMBER),
     Tensor.__complex__: ("turns a tensor into a Python complex number", _NUMBER),
-    Tensor.item: ("turns a tensor into a Python number (.item())", _NUMBER),
+    Tensor.item: ("turns a tensor into a Python number (.item() or .tolist())", _NUMBER),
     Tensor.tolist: ("turns a tensor into a Python list (.tolist())", _ARRAY),
     Tensor.numpy: ("turns a tensor into a NumPy array (.numpy())", _ARRAY),
     Tensor.__array__: ("turns a tensor into a NumPy array", _ARRAY),

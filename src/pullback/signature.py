@@ -123,7 +123,7 @@ def _lifted_names(
 
 def _cannot_find(f: Any, tensor: torch.Tensor) -> CaptureError:
     return CaptureError(
-        f"a tensor ({describe(tensor)}) that {_name(f)} reads cannot be found again from {_name(f)}{_place(f)}, so "
+        f"a tensor ({describe(tensor)}) that {_name(f)} reads cannot be found again from {title(f)}, so "
         "that a later change of it would go unnoticed: pass it as an argument, or keep it in a variable, an attribute "
         "or a module that the function names"
     )
@@ -253,6 +253,11 @@ def _name(f: Any) -> str:
         f = f.func
     name = getattr(f, "__name__", None)
     return name if isinstance(name, str) else type(f).__name__
+
+
+def title(f: Any) -> str:
+    """A function as messages name it: what the user calls it, and where it stands."""
+    return f"{_name(f)}{_place(f)}"
 
 
 def _place(f: Any) -> str:

@@ -7,12 +7,12 @@ from typing import Any, Protocol
 import torch
 
 from .capture import Captured, capture
-from .derivatives import CapturedCall, Executable
-from .errors import PullbackError
+from .derivatives import Argnums, CapturedCall, Executable, check_call
+from .errors import ArgumentError, PullbackError
 from .guards import is_transforming
 from .recording import adopt_constants
 from .rules import RULES
-from .signature import CACHE, Entry, check_arguments
+from .signature import CACHE, Entry, check_arguments, title
 from .stages import Plan
 from .torch_private import is_traced, set_grad_enabled, tree_flatten
 
@@ -21,6 +21,11 @@ class Derivative(Protocol):
     """A kind of derivative: hashable, and able to compile a captured call."""
 
     def __hash__(self) -> int: ...
+
+    @property
+    def argnums(self) -> Argnums | None:
+        """The arguments to differentiate; None for all of them."""
+        ...
 
     def compile(self, call: CapturedCall) -> Executable:
         """The program and its result structure."""
@@ -37,8 +42,7 @@ class Transform:
     guarded_attributes = ("f", "kind")  # what another transform must find unchanged to reuse its program
 
     def __init__(self, f: Callable[..., Any], kind: Derivative) -> None:
-        if not callable(f):
-            raise PullbackError(f"a transform needs a function, not {f!r}")
+        _check_function(f)
         self.f = f
         self.kind = kind
         self._last: Entry | None = None
@@ -115,6 +119,8 @@ def find(
     found = CACHE.find(kind, f, args, kwargs)
     if found is not None:
         return found
+    _check_function(f)
+    check_call(kind.argnums, args, title(f))
     check_arguments(f, args, kwargs)
     captured, executable = _compile(kind, f, args, kwargs)
     entry = CACHE.store(kind, f, args, kwargs, captured.lifted, captured.constants, executable)
@@ -137,5 +143,10 @@ def _compile(
     tensors = [t for t in (*flat, *captured.lifted) if isinstance(t, torch.Tensor)]
     traced = is_transforming() or any(map(is_traced, tensors))
     name = getattr(f, "__name__", type(f).__name__)
-    call = CapturedCall(captured, values, specs, not traced, name)
+    call = CapturedCall(captured, values, specs, not traced, name, title(f))
     return captured, kind.compile(call)
+
+
+def _check_function(f: Any) -> None:
+    if not callable(f):
+        raise ArgumentError(f"a transform needs a function, not {f!r}: pass the function itself, not what it returns")

@@ -7,7 +7,19 @@ rule from `kinds`, with samples.  Products, both sweeps, sparsity and cost follo
 from collections.abc import Mapping, Sequence
 
 from ..errors import RuleError
-from . import activation, attention, contraction, indexing, losses, nn, normalisation, pointwise, reduction, views
+from . import (
+    activation,
+    attention,
+    contraction,
+    indexing,
+    losses,
+    nn,
+    normalisation,
+    pointwise,
+    reduction,
+    scattering,
+    views,
+)
 from .constant import NONDIFFERENTIABLE
 from .kinds import (
     POSITIVE,
@@ -28,9 +40,11 @@ from .kinds import (
     fused,
 )
 
+_OF_TENSORS = (pointwise, activation, contraction, views, indexing, scattering, reduction)
+_OF_NETWORKS = (nn, attention, normalisation, losses)
+
 TABLES: Mapping[str, Mapping[str, Rule]] = {
-    table.__name__.rpartition(".")[2]: table.RULES
-    for table in (pointwise, activation, contraction, views, indexing, reduction, nn, attention, normalisation, losses)
+    table.__name__.rpartition(".")[2]: table.RULES for table in (*_OF_TENSORS, *_OF_NETWORKS)
 }
 
 

@@ -40,6 +40,14 @@ def flip(x: Symbol, dim: int) -> Symbol:
     return tensor("flip.default", x, (dim,), shape=x.shape, dtype=x.dtype)
 
 
+def shifted(x: Symbol, dim: int, steps: int, filler: float | int) -> Symbol:
+    """Each element moved along an axis by some steps; what moves in is the filler."""
+    rest = x.shape[dim] - steps
+    ahead = tensor("slice.Tensor", x, dim, 0, rest, shape=resized(x.shape, dim, rest), dtype=x.dtype)
+    padding = (0, 0) * (x.rank - 1 - dim) + (steps, 0)
+    return tensor("constant_pad_nd.default", ahead, padding, filler, shape=x.shape, dtype=x.dtype)
+
+
 def positions(like: Symbol, size: int, dim: int = 0, rank: int = 1) -> Symbol:
     """0, 1, …, size − 1 along one axis of a tensor of that rank."""
     numbers = constant(like, "arange.default", size, shape=(size,), dtype="int64")
@@ -92,6 +100,7 @@ __all__ = [
     "reduce",
     "reduced_dims",
     "resized",
+    "shifted",
     "tensor",
     "truth",
     "view",

@@ -11,7 +11,7 @@ from typing import Any
 from ..expressions import Operand, Symbol, where
 from ..index import Axis, Indices, Label, Lookup, fresh, of_label, plain_axes
 from ..terms import Factor, Part, Scalar, Term
-from .formulas import axis, count, flip, inserted, kept, positions, reduce, reduced_dims, resized, tensor, view
+from .formulas import axis, count, flip, inserted, kept, positions, reduce, reduced_dims, shifted, tensor, view
 from .kernels import saved
 from .kinds import POSITIVE, Function, IndexMap, Rule, Sample, T, replaced
 
@@ -193,11 +193,7 @@ def _but_one(x: Symbol, dim: int) -> Operand:
 
 def _before(x: Symbol, dim: int) -> Symbol:
     """The product of the elements ahead of each."""
-    n = x.shape[dim]
-    ahead = tensor("slice.Tensor", x, dim, 0, n - 1, shape=resized(x.shape, dim, n - 1), dtype=x.dtype)
-    padding = (0, 0) * (x.rank - 1 - dim) + (1, 0)
-    shifted = tensor("constant_pad_nd.default", ahead, padding, 1.0, shape=x.shape, dtype=x.dtype)
-    return tensor("cumprod.default", shifted, dim, shape=x.shape, dtype=x.dtype)
+    return tensor("cumprod.default", shifted(x, dim, 1, 1.0), dim, shape=x.shape, dtype=x.dtype)
 
 
 def _product_along(x: Symbol, dim: int, keepdim: bool = False, *, dtype: Any = None, y: Symbol) -> Parts:
