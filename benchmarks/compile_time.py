@@ -21,7 +21,7 @@ SIZES = (500, 1000, 2000)
 
 
 def operators(count: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function of `count` operators: products, sums, element-wise ones, and a value that is used far from where it is."""
+    """A function of `count` operators: products, sums, element-wise ones, and an input that is used everywhere."""
 
     def f(x: Tensor, w: Tensor) -> Tensor:
         h = x

@@ -1,9 +1,9 @@
 """Paired timing: two ways of doing the same thing, measured alternately in one run.
 
-A machine that others share drifts by far more than the differences that matter here.  So each pair of samples is taken
-back to back, in turn one or the other first, and what is compared is the ratio within the pair; the median of the ratios
-stands with an interval that holds the true median with 95 % confidence.  Where the machine has more work than processors,
-`--clock cpu` counts the process's own time only, which is the same for work on one thread.
+A machine that others share drifts by far more than the differences that matter here.  So each pair of samples is
+taken back to back, in turn one or the other first, and what is compared is the ratio within the pair; the median of the
+ratios stands with an interval that holds the true median with 95 % confidence.  Where the machine has more work than
+processors, `--clock cpu` counts the process's own time only, which is the same for work on one thread.
 """
 
 import argparse
@@ -88,28 +88,29 @@ def compare(first: Step, second: Step, inputs: Inputs, pairs: int = PAIRS) -> Co
         inputs: makes fresh arguments; called once for each pair of samples.
         pairs: how many pairs of samples count.
     """
-    steps, made = (first, second), inputs()
-    calls = (_calls_per_sample(first, made), _calls_per_sample(second, made))
-    samples: list[tuple[float, float]] = []
-    for number in range(WARM_UP + pairs):
-        made, times = inputs(), [0.0, 0.0]
-        for which in (0, 1) if number % 2 else (1, 0):
-            times[which] = _sample(steps[which], made, calls[which])
-        samples.append((times[0], times[1]))
-    kept = samples[WARM_UP:]
+    calls, samples = sample_together((first, second), inputs, pairs)
     return Comparison(
-        Estimate.of([a for a, _ in kept]),
-        Estimate.of([b for _, b in kept]),
-        Estimate.of([b / a for a, b in kept]),
-        Estimate.of([a - b for a, b in kept]),
-        calls,
+        Estimate.of([a for a, _ in samples]),
+        Estimate.of([b for _, b in samples]),
+        Estimate.of([b / a for a, b in samples]),
+        Estimate.of([a - b for a, b in samples]),
+        (calls[0], calls[1]),
     )
 
 
-def measure(step: Step, inputs: Inputs, samples: int = PAIRS) -> Estimate:
-    """Seconds a call of one function, with fresh arguments for each sample."""
-    calls = _calls_per_sample(step, inputs())
-    return Estimate.of([_sample(step, inputs(), calls) for _ in range(WARM_UP + samples)][WARM_UP:])
+def sample_together(
+    steps: Sequence[Step], inputs: Inputs, rounds: int = PAIRS
+) -> tuple[list[int], list[tuple[float, ...]]]:
+    """How many calls of each function make a sample, and round by round the seconds a call of each."""
+    made = inputs()
+    calls = [_calls_per_sample(step, made) for step in steps]
+    samples = []
+    for number in range(WARM_UP + rounds):
+        made, times = inputs(), [0.0] * len(steps)
+        for which in range(len(steps)) if number % 2 else reversed(range(len(steps))):
+            times[which] = _sample(steps[which], made, calls[which])
+        samples.append(tuple(times))
+    return calls, samples[WARM_UP:]
 
 
 def _sample(step: Step, arguments: tuple[Any, ...], calls: int) -> float:

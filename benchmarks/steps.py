@@ -1,16 +1,17 @@
 """A training step with our derivative against the same step with `torch.autograd`: XOR, and a small CNN.
 
 Ours goes through the public call, `pullback.value_and_grad` of a function of a dictionary of parameters; autograd gets
-the module itself, which is the fastest way to use it.  Both sides make the same update of their own copy of the network.
+the module itself, which is the fastest way to use it.  Both sides make the same update, each of its own network.
 """
 
+import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from harness import PAIRS, Comparison, Inputs, Step, Verdict, arguments, compare, conclude, measure
+from harness import PAIRS, Comparison, Inputs, Step, Verdict, arguments, compare, conclude, sample_together
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -120,26 +121,43 @@ def _images() -> tuple[Tensor, Tensor]:
 # ---------------------------------------------------------------- what a step consists of
 
 
-def parts(training: Training, samples: int = PAIRS) -> dict[str, float]:
-    """Seconds for each part of our step; the backward part is the program less its forward part."""
-    transform, call = training.transform, lambda x, y: (training.parameters, x, y)
-    given = call(*training.inputs())
-    entry, flat = find(transform.kind, transform.f, given, {})
-    executable = entry.program
-    run, graph = executable.run, executable.compiled.program.graph
-    nodes = live_nodes(graph.nodes, graph.outputs[-1:])
-    forward = emit_python(replace(graph, nodes=nodes, outputs=graph.outputs[-1:]), name="forward").run
-    with torch.no_grad():
-        results = run(*flat)
-        gradients = executable.finish(results)[1]
-        both = compare(lambda x, y: run(*flat[:-2], x, y), lambda x, y: forward(*flat[:-2], x, y), training.inputs, samples)
-    return {
-        "look-up": measure(lambda x, y: entry.lookup(transform.f, call(x, y), {}), training.inputs, samples).median,
-        "forward": both.second.median,
-        "backward": both.difference.median,
-        "result structure": measure(lambda x, y: executable.finish(results), training.inputs, samples).median,
-        "update": measure(lambda x, y: training.update(gradients), training.inputs, samples).median,
+def parts(training: Training, rounds: int = PAIRS) -> dict[str, float]:
+    """Seconds for each part of our step: medians over rounds in which the whole and every part are timed in turn.
+
+    The backward part is the program less its forward part; the rest is what no other part accounts for.
+    """
+    transform, parameters = training.transform, training.parameters
+    entry, flat = find(transform.kind, transform.f, (parameters, *training.inputs()), {})
+    executable, weights = entry.program, flat[:-2]
+    run, forward = executable.run, _forward_of(executable)
+    results = run(*(t.detach() for t in flat))
+    gradients = executable.finish(results)[1]
+    steps: dict[str, Step] = {
+        "whole": training.ours,
+        "program": lambda x, y: run(*weights, x, y),
+        "forward": lambda x, y: forward(*weights, x, y),
+        "look-up": lambda x, y: entry.lookup(transform.f, (parameters, x, y), {}),
+        "result structure": lambda x, y: executable.finish(results),
+        "update": lambda x, y: training.update(gradients),
     }
+    with torch.no_grad():
+        _, samples = sample_together(list(steps.values()), training.inputs, rounds)
+    rows = [_split(dict(zip(steps, times, strict=True))) for times in samples]
+    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+
+
+def _forward_of(executable: Any) -> Step:
+    """The part of a program that the loss alone needs."""
+    graph = executable.compiled.program.graph
+    nodes = live_nodes(graph.nodes, graph.outputs[-1:])
+    return emit_python(replace(graph, nodes=nodes, outputs=graph.outputs[-1:]), name="forward", plain=True).run
+
+
+def _split(times: dict[str, float]) -> dict[str, float]:
+    whole, program = times.pop("whole"), times.pop("program")
+    forward = times.pop("forward")
+    found = {"look-up": times.pop("look-up"), "forward": forward, "backward": program - forward, **times}
+    return found | {"the rest": whole - sum(found.values())}
 
 
 def report(training: Training, pairs: int) -> Comparison:
@@ -151,10 +169,9 @@ def report(training: Training, pairs: int) -> Comparison:
     print(f"  ours      {_scaled(found.first, factor).text(unit)}")
     print(f"  autograd  {_scaled(found.second, factor).text(unit)}")
     print(f"  autograd's time / ours  {found.ratio.text(digits=3)}")
-    named = parts(training, pairs)
-    named["the rest"] = found.first.median - sum(named.values())
-    for name, seconds in named.items():
-        print(f"    {name:<17} {seconds * factor:9.3f} {unit}   {seconds / found.first.median:6.1%}")
+    split = parts(training, pairs)
+    for name, seconds in split.items():
+        print(f"    {name:<17} {seconds * factor:9.3f} {unit}   {seconds / sum(split.values()):6.1%}")
     return found
 
 

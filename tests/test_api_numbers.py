@@ -58,6 +58,40 @@ def test_chunks_with_aux_and_state() -> None:
     assert counter == 1, "however many chunks there are, the function runs once"
 
 
+def test_chunks_see_the_same_random_numbers() -> None:
+    """Each chunk is of the function that ran, and not of one with other numbers."""
+    f = lambda x: torch.dropout(x, 0.5, True) @ torch.ones(8, 2, dtype=x.dtype)  # noqa: E731
+    for order in ("forward", "reverse"):
+        jacobian = pullback.jacobian(f, order=order, chunk_size=1)(normal(8))
+        assert torch.equal(jacobian[0], jacobian[1])
+        assert set(jacobian[0].tolist()) == {0.0, 2.0}
+
+
+# ---------------------------------------------------------------- what changes after the call
+
+
+def test_a_pull_back_refuses_what_has_changed() -> None:
+    x = normal(3)
+    _, pull_back = pullback.vjp(lambda x: x * x, x)
+    assert_equal(pull_back(torch.ones_like(x))[0], 2 * x)
+    x.add_(1)
+    with pytest.raises(pullback.ArgumentError, match="changed in place"):
+        pull_back(torch.ones_like(x))
+
+
+def test_a_pull_back_remembers_what_the_function_overwrites() -> None:
+    buffer = torch.tensor([3.0, 4.0])
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        y = x * buffer
+        buffer.add_(1)
+        return y
+
+    _, pull_back = pullback.vjp(f, torch.ones(2))
+    assert_equal(pull_back(torch.ones(2))[0], torch.tensor([3.0, 4.0]))
+    assert_equal(buffer, torch.tensor([4.0, 5.0]))
+
+
 # ---------------------------------------------------------------- dtypes
 
 

@@ -206,7 +206,7 @@ def test_cotangents_of_every_node_of_a_network() -> None:
     values = graph.forward(x)
     cotangents = graph.backward(values)
     h = x
-    for k, name in enumerate(("x", "sin", "mm", "tanh", "softmax", "square")):
+    for k, name in enumerate(("x", "sin", "mm", "tanh", "softmax", "pow")):
         close(cotangents[name], pullback.grad(lambda h, k=k: run(h, k))(h))
         h = steps[k](h) if k < len(steps) else h
 
@@ -216,6 +216,14 @@ def test_what_the_output_does_not_depend_on_gets_zero() -> None:
     graph = pullback.trace(lambda x, y: (x.detach() * y).sum(), x, y)
     cotangents = graph.backward(graph.forward(x, y))
     close((cotangents["x"], cotangents["y"]), (torch.zeros(2, dtype=torch.float64), x))
+
+
+def test_the_compiled_program_multiplies_in_the_wider_dtype() -> None:
+    """PyTorch would multiply a float64 number and a float32 tensor in float32."""
+    x, weight = normal(3), torch.ones(3)
+    graph = pullback.trace(lambda x: (x * weight).sum().sin(), x)
+    close(graph.backward(graph.forward(x))["x"], pullback.grad(lambda x: (x * weight).sum().sin())(x))
+    close(pullback.grad(lambda x: (x * weight).sum().sin())(x), x.sum().cos().expand(3))
 
 
 # ---------------------------------------------------------------- structures of arguments and results
@@ -402,7 +410,7 @@ def test_formula_and_structure(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_structure_agrees_with_the_entries(name: str) -> None:
-    """"diagonal" is diagonal, and formulas define every name that they use."""
+    """What is called diagonal is, and formulas define every name that they use."""
     graph, values = walk(name).graph, walk(name).values
     for edge in graph.edges:
         local = graph.local_jacobian(edge, values)

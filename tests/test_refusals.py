@@ -19,6 +19,7 @@ from pullback import ArgumentError, CaptureError, MissingRuleError, OrderError, 
 
 X = torch.tensor([[0.5, 1.0], [2.0, 3.0]])
 closed = torch.tensor(0.5)
+cumulative = nn.BatchNorm1d(2, momentum=None)  # divides by the number of batches, as a Python float
 
 
 class Doubled(torch.autograd.Function):
@@ -65,7 +66,7 @@ RULE, SELECT = r"Rewrite the function without them.*detach", "choose among them 
 FUNCTIONS = {
     # a Python branch on a tensor's value
     "if": Refused(lambda x: x.sum() if x.sum() > 0 else -x.sum(), CaptureError, f"branches on the value.*{WHERE}"),
-    "while": Refused(lambda x: [x := x / 2 for _ in iter(lambda: bool(x.sum() > 1), False)][-1].sum(), CaptureError, WHERE),
+    "while": Refused(lambda x: x.sum() * len([*iter(lambda: bool(x.sum() > 1), False)]), CaptureError, WHERE),
     "and": Refused(lambda x: x.sum() and x.sum() * 2, CaptureError, f"branches on the value.*{WHERE}"),
     "not": Refused(lambda x: x.sum() * (not x.any()), CaptureError, f"branches on the value.*{WHERE}"),
     "assert": Refused(lambda x: x.sum() if all(x.isfinite().flatten()) else 0, CaptureError, WHERE),
@@ -76,7 +77,7 @@ FUNCTIONS = {
     "torch.allclose": Refused(lambda x: x.sum() * torch.allclose(x, x), CaptureError, f"torch.allclose.*{WHERE}"),
     # a value taken out of the graph
     "item": Refused(lambda x: x.sum() * x[0, 0].item(), CaptureError, rf"\.item\(\) or.*{NUMBER}"),
-    "item of what is closed over": Refused(lambda x: x.sum() * closed.item(), CaptureError, rf"\.item\(\) or.*{NUMBER}"),
+    "closed item": Refused(lambda x: x.sum() * closed.item(), CaptureError, rf"\.item\(\) or.*{NUMBER}"),
     "item of a draw": Refused(lambda x: x.sum() * torch.rand(()).item(), CaptureError, rf"\.item\(\) or.*{NUMBER}"),
     "tolist": Refused(lambda x: torch.tensor(x.tolist()).sum(), CaptureError, rf"\.tolist\(\)\).*{NUMBER}"),
     "numpy": Refused(lambda x: torch.from_numpy(x.numpy()).sum(), CaptureError, rf"\.numpy\(\).*{ARRAY}"),
@@ -87,6 +88,7 @@ FUNCTIONS = {
     "math": Refused(lambda x: x.sum() * math.sqrt(x[0, 0]), CaptureError, f"Python float.*{NUMBER}"),
     "range": Refused(lambda x: sum(x.sum() for _ in range(x.argmax())), CaptureError, f"Python int.*{NUMBER}"),
     "torch.tensor": Refused(lambda x: torch.tensor([x[0, 0], x[0, 1]]).sum(), CaptureError, r"torch\.stack"),
+    "cumulative batch norm": Refused(lambda x: cumulative(x).sum(), CaptureError, f"Python float: int64.*{NUMBER}"),
     # shapes that depend on values
     "mask": Refused(lambda x: x[x > 0].sum(), CaptureError, SELECT),
     "masked_select": Refused(lambda x: x.masked_select(x > 0).sum(), CaptureError, SELECT),
@@ -169,7 +171,7 @@ def test_all_missing_rules_are_listed_at_once_with_their_lines() -> None:
     message = str(refused.value)
     assert message.startswith("3 operators")
     for k, operator in ((1, "linalg_inv_ex"), (2, "i0"), (5, "linalg_cholesky_ex")):
-        assert re.search(rf"{operator}\.default on float32\[2, 2\], first used at {re.escape(__file__)}:{line_of(f) + k}", message)
+        assert f"{operator}.default on float32[2, 2], first used at {__file__}:{line_of(f) + k}" in message
     assert "i1e" not in message
 
 
@@ -186,7 +188,7 @@ def test_missing_rules_of_other_transforms(transform: Callable[..., Any]) -> Non
 @pytest.mark.reference  # the gate in front of torch.autograd stands between f and the capture
 def test_autograd_inside_a_function() -> None:
     for f in (lambda x: (x.sum().backward(), x.sum())[1], lambda x: torch.autograd.grad(x.sum(), x)[0].sum()):
-        with pytest.raises(CaptureError, match="(?s)torch.autograd, which does not run.*pullback's own transforms"):
+        with pytest.raises(CaptureError, match=r"(?s)torch\.autograd, which does not run.*pullback's own transforms"):
             pullback.grad(f)(X)
 
 
@@ -215,16 +217,16 @@ grad, jacobian, vjp, jvp, hvp = pullback.grad, pullback.jacobian, pullback.vjp, 
 CALLS = {
     # arguments that have no derivative
     "int64": Call(lambda: grad(total)(torch.arange(3)), ArgumentError, r"'x'.*int64\[3\].*convert it", total),
-    "bool": Call(lambda: grad(total)(torch.tensor([True])), ArgumentError, r"bool\[1\].*leave it out of argnums", total),
+    "bool": Call(lambda: grad(total)(torch.tensor([True])), ArgumentError, r"bool\[1\].*leave it out of", total),
     "complex": Call(lambda: grad(total)(X + 0j), ArgumentError, r"complex64\[2, 2\].*convert it", total),
-    "float": Call(lambda: grad(total)(3.0), ArgumentError, "argument 0 .*3.0, which is not a tensor.*make it one", total),
+    "float": Call(lambda: grad(total)(3.0), ArgumentError, "argument 0 .*3.0, which is not a tensor", total),
     "None": Call(lambda: grad(total)(None), ArgumentError, "None, which is not a tensor", total),
     "float in a list": Call(lambda: grad(total)([X, 2.0]), ArgumentError, "2.0.*pass it separately", total),
     "int64 in a dict": Call(lambda: grad(total)({"w": X, "k": torch.arange(2)}), ArgumentError, "'k'.*int64", total),
     "sparse": Call(lambda: grad(total)(X.to_sparse()), ArgumentError, "'x'.*sparse_coo.*dense tensor first"),
     "sparse beside": Call(lambda: grad(total)(X, X.to_sparse()), ArgumentError, "'others_0'.*dense tensor first"),
     "quantized": Call(
-        lambda: grad(total)(torch.quantize_per_tensor(X, 0.1, 0, torch.qint8)), ArgumentError, "quantized.*dense tensor first"
+        lambda: grad(total)(torch.quantize_per_tensor(X, 0.1, 0, torch.qint8)), ArgumentError, "quantized.*tensor first"
     ),
     "object": Call(lambda: grad(total)(X, object()), ArgumentError, "cannot be compared at the next call.*pytree"),
     # argnums
@@ -232,12 +234,12 @@ CALLS = {
     "argnums too small": Call(lambda: grad(total, -2)(X), ArgumentError, "argnums=-2.*1 positional", total),
     "argnums twice": Call(lambda: grad(total, (0, -1))(X), ArgumentError, r"\(0, -1\).*twice", total),
     "argnums by keyword": Call(lambda: grad(total)(x=X), ArgumentError, "0 positional.*keyword", total),
-    "argnums of a jacobian": Call(lambda: jacobian(total, (0, 5))(X, X), ArgumentError, r"\(0, 5\).*2 positional", total),
+    "argnums, jacobian": Call(lambda: jacobian(total, (0, 5))(X, X), ArgumentError, r"\(0, 5\).*called with 2", total),
     "argnums as text": Call(lambda: grad(total, "x"), ArgumentError, "'x': it must be a position"),
     "argnums empty": Call(lambda: grad(total, ()), ArgumentError, "non-empty tuple"),
     "argnums as bool": Call(lambda: grad(total, True), ArgumentError, "argnums=True"),
     # has_aux
-    "has_aux without": Call(lambda: grad(total, has_aux=True)(X), ArgumentError, r"\(output, aux\).*float32\[\]", total),
+    "has_aux without": Call(lambda: grad(total, has_aux=True)(X), ArgumentError, r"\(output, aux\).*float32", total),
     "has_aux with three": Call(
         lambda: grad(lambda x: (x.sum(), 1, 2), has_aux=True)(X), ArgumentError, r"\(output, aux\).*a tuple of 3"
     ),
@@ -250,15 +252,15 @@ CALLS = {
     "tangents not a tuple": Call(lambda: jvp(torch.sin, X, X), ArgumentError, "must be tuples, not Tensor and Tensor"),
     "tangents too many": Call(lambda: jvp(torch.sin, (X,), (X, X)), ArgumentError, "structure of the primals"),
     "tangent of another shape": Call(lambda: jvp(torch.sin, (X,), (X[0],)), ShapeError, r"\(2,\).*\(2, 2\).*agree"),
-    "tangent of another dtype": Call(lambda: jvp(torch.sin, (X,), (X.double(),)), ShapeError, "float64.*float32.*agree"),
+    "tangent of another dtype": Call(lambda: jvp(torch.sin, (X,), (X.double(),)), ShapeError, "float64.*float32"),
     "tangent a number": Call(lambda: jvp(torch.sin, (X,), (1.0,)), ArgumentError, "tangent 1.0; both must be tensors"),
-    "tangent of an integer": Call(lambda: jvp(total, (torch.arange(2),), (torch.arange(2),)), ArgumentError, "int64", total),
+    "integer tangent": Call(lambda: jvp(total, (torch.arange(2),), (torch.arange(2),)), ArgumentError, "int64", total),
     "hvp without primals": Call(lambda: hvp(total, (), ()), ArgumentError, "non-empty tuple"),
     "hvp of a tensor": Call(lambda: hvp(total, X, X), ArgumentError, "non-empty tuple of arguments, not Tensor"),
     "hvp of no scalar": Call(lambda: hvp(torch.sin, (X,), (X,)), ShapeError, "grad needs a scalar"),
     "vjp without primals": Call(lambda: vjp(total), ArgumentError, "no primals: pass the arguments", total),
-    "cotangent of another shape": Call(lambda: vjp(torch.sin, X)[1](X[0]), ShapeError, r"float32\[2, 2\] like the output"),
-    "cotangent of another dtype": Call(lambda: vjp(torch.sin, X)[1](X.double()), ShapeError, "like the output.*float64"),
+    "cotangent of another shape": Call(lambda: vjp(torch.sin, X)[1](X[0]), ShapeError, r"float32\[2, 2\] like"),
+    "cotangent of another dtype": Call(lambda: vjp(torch.sin, X)[1](X.double()), ShapeError, "like.*float64"),
     "cotangents too many": Call(lambda: vjp(torch.sin, X)[1](X, X), ArgumentError, "structure of its output"),
     "no cotangent": Call(lambda: vjp(torch.sin, X)[1](), ArgumentError, "structure of its output"),
     "cotangent a number": Call(lambda: vjp(total, X)[1](1.0), ArgumentError, "cotangent 0 .*1.0, not a tensor", total),

@@ -15,7 +15,7 @@ from pullback.errors import RuleError
 from pullback.evaluation import dense, evaluate, pull, push
 from pullback.expressions import Builder
 from pullback.graph import FLOATING, Node, Value, replace_values
-from pullback.rules import TABLES, activation, contraction, indexing, pointwise, reduction, scattering, views
+from pullback.rules import TABLES, activation, contraction, distances, indexing, pointwise, reduction, scattering, views
 from pullback.rules.kinds import B, Call, I, Multilinear, Pointwise, T
 from pullback.terms import Jac, Kernel, Term
 from pullback.torch_private import overload
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.reference  # PyTorch's own derivatives are what the rul
 
 RULES = {
     op: rule
-    for table in (pointwise, activation, contraction, views, indexing, scattering, reduction)
+    for table in (pointwise, activation, contraction, views, indexing, scattering, reduction, distances)
     for op, rule in table.RULES.items()
 }
 SAMPLES = [
@@ -40,6 +40,7 @@ KINKS = tensor([-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0])
 TIES, OTHER = tensor([1.0, 2.0, 2.0, 0.0]), tensor([1.0, 1.0, 2.0, -0.0])
 ZEROS = tensor([[2.0, 0.0, 3.0], [0.0, 0.0, 1.5], [1.0, 2.0, -1.0]])
 EQUAL = tensor([[2.0, 2.0, 1.0], [0.0, 0.0, 0.0]])
+PLACES = tensor([[0, 2, 0], [1, 1, 1], [2, 0, 0]])
 AT_KINKS = [
     *(
         (f"aten.{op}.default", (KINKS,))
@@ -81,6 +82,14 @@ AT_KINKS = [
     ("aten.prod.default", (ZEROS,)),
     ("aten.prod.dim_int", (ZEROS, 1)),
     ("aten.cumprod.default", (ZEROS, 1)),
+    *((f"aten.{op}.default", (EQUAL,)) for op in ("median", "nanmedian")),
+    ("aten.logcumsumexp.default", (EQUAL * 500, 1)),
+    *(("aten.scatter_reduce.two", (ZEROS, 1, PLACES, ZEROS.flip(0), r)) for r in ("sum", "mean", "prod", "amax")),
+    *(("aten.scatter_reduce.two", (EQUAL, 1, PLACES[:2], EQUAL.flip(1), r)) for r in ("amax", "amin")),
+    *(("aten.index_reduce.default", (ZEROS, 0, PLACES[0], ZEROS.flip(1), r)) for r in ("mean", "prod", "amax", "amin")),
+    *(("aten.dist.default", (EQUAL, EQUAL * n, p)) for n in (0.0, 1.0) for p in (2, 1, 3, inf, 1.5)),
+    *(("aten._cdist_forward.default", (EQUAL, EQUAL.flip(0), p, None)) for p in (2.0, 1.0, 3.0, inf, 1.5, 0.5, 0.0)),
+    ("aten._cdist_forward.default", (EQUAL, EQUAL, 2.0, None)),
     ("aten.index.Tensor", (ZEROS, (tensor([-1, 0, -3]), None))),
     ("aten.index_put.default", (ZEROS, (tensor([-1, 0]),), ZEROS[:2])),
     ("aten.index_put.default", (ZEROS, (tensor([-1, -1]),), ZEROS[:2], True)),

@@ -244,7 +244,8 @@ def _check_tangents(primals: Any, tangents: Any) -> list[Any]:
         raise ArgumentError(f"jvp: the tangents must have the structure of the primals, {spec}; they have {tangent_spec}")
     for k, (primal, tangent) in enumerate(zip(flat_primals, flat, strict=True)):
         if not hasattr(tangent, "shape") or not hasattr(primal, "shape"):
-            raise ArgumentError(f"jvp: primal {k} is {_seen(primal)} and its tangent {_seen(tangent)}; both must be tensors")
+            seen = f"primal {k} is {_seen(primal)} and its tangent {_seen(tangent)}"
+            raise ArgumentError(f"jvp: {seen}; both must be tensors")
         if primal.shape != tangent.shape or primal.dtype != tangent.dtype:
             raise ShapeError(
                 f"jvp: tangent {k} is {tangent.dtype} of shape {tuple(tangent.shape)}; its primal is {primal.dtype} of shape "

@@ -223,6 +223,7 @@ def _decompositions(keep: frozenset[str]) -> Mapping[Any, Callable[..., Any]]:
     """PyTorch's core table without what has a rule; it would turn `detach` into an identity, which loses a stop."""
     aten = torch.ops.aten
     without = {DETACH, aten.lift_fresh.default, aten.lift_fresh_copy.default}
+    without.add(aten.bernoulli.default)  # taken apart, it would draw other numbers than eager
     table = private.core_decompositions().items()
     return {op: body for op, body in table if op not in without and str(op) not in keep}
 
@@ -252,7 +253,7 @@ def _second_pass(
     fresh = [trace.fake(fake) for fake in before]
     lifted = zip(trace.lifted.items(), fresh[len(inputs) :], strict=True)
     private_ones = private_detachments(steps, before, [leaf for leaf in leaves if isinstance(leaf, Tensor)])
-    refuse_writes(steps, private_ones)
+    refuse_writes(steps, private_ones, before)
     trace.lifted = {key: (tensor, fake) for (key, (tensor, _)), fake in lifted}
 
     with private.DisableAutocast(), trace.mode, recorder:

@@ -204,6 +204,18 @@ def jvp_task(graph: Graph, sources: Sequence[Value], outputs: Sequence[int], col
     return Task(seeded, request, tuple((t, root) for t in targets), True, by_target=True)
 
 
+def merged_tasks(graph: Graph, tasks: Sequence[Task]) -> Task:
+    """One task for several of the same graph, each with one seed."""
+    seeds = tuple(task.graph.inputs[-1] for task in tasks)
+    request = Request(
+        tuple(dict.fromkeys(s for task in tasks for s in task.request.sources)),
+        tuple(dict.fromkeys(t for task in tasks for t in task.request.targets)),
+        {pair: jac for task in tasks for pair, jac in task.request.seeds.items()},
+    )
+    pairs = tuple(pair for task in tasks for pair in task.pairs)
+    return Task(replace(graph, inputs=(*graph.inputs, *seeds)), request, pairs, True, tasks[0].by_target)
+
+
 def _trivial(axes: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
     return tuple(Axis(0) if n == 1 else i for i, n in zip(axes, shape, strict=True))
 

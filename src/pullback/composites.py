@@ -1,7 +1,8 @@
 """Functions of PyTorch that are made of operators in a way which no graph can hold, written anew.
 
-`torch.cosine_similarity` bounds the norms from below in place and under `no_grad`, so that the bound has no derivative and
-the norms keep theirs.
+`torch.cosine_similarity` bounds the norms from below in place and under `no_grad`, so that the bound has no derivative
+and the norms keep theirs.  `torch.cov` looks at the number of observations as a tensor to warn of too few of them, and
+`torch.corrcoef` is made of it.
 """
 
 from collections.abc import Callable
@@ -22,4 +23,35 @@ def _normalised(x: Tensor, dim: int, eps: float) -> Tensor:
     return x / (norm + (norm.clamp_min(eps) - norm).detach())
 
 
-COMPOSITES: dict[Any, Callable[..., Any]] = {torch.cosine_similarity: cosine_similarity}
+def cov(
+    input: Tensor, *, correction: int = 1, fweights: Tensor | None = None, aweights: Tensor | None = None
+) -> Tensor:
+    """As `torch.cov`, without its warning and without its look at the signs of the weights."""
+    if input.dim() > 2 or not input.is_floating_point():
+        return torch.cov(input, correction=correction, fweights=fweights, aweights=aweights)
+    x = input if input.dim() == 2 else input.reshape(1, -1)
+    given = [w for w in (fweights, aweights) if w is not None]
+    weights = given[0] * given[-1] if len(given) == 2 else given[0] if given else torch.ones_like(x[0])
+    total = weights.sum()
+    centred = x - (x * weights).sum(1, keepdim=True) / total
+    lost = 1 if aweights is None else (weights * aweights).sum() / total
+    freedom = (total - correction * lost).clamp_min(0)
+    return ((centred * weights) @ centred.t() / freedom).squeeze()
+
+
+def corrcoef(input: Tensor) -> Tensor:
+    """As `torch.corrcoef`."""
+    covariance = cov(input)
+    if covariance.dim() == 0:
+        return covariance / covariance
+    deviation = covariance.diagonal().sqrt()
+    return (covariance / deviation[:, None] / deviation).clamp(-1, 1)
+
+
+COMPOSITES: dict[Any, Callable[..., Any]] = {
+    torch.cosine_similarity: cosine_similarity,
+    torch.cov: cov,
+    torch.Tensor.cov: cov,
+    torch.corrcoef: corrcoef,
+    torch.Tensor.corrcoef: corrcoef,
+}

@@ -11,13 +11,12 @@ from typing import Any, ClassVar
 import torch
 
 from .capture import Captured
+from .chunks import jacobian_in_chunks
 from .compilation import (
     Compiled,
     OrderName,
-    Task,
     check_sources,
     compile_derivative,
-    compile_function,
     jacobian_task,
     jvp_task,
     split_program,
@@ -119,8 +118,8 @@ class CapturedCall:
         for k, output in enumerate(self.outputs[:count]):
             if not isinstance(output, Value):
                 raise ArgumentError(
-                    f"{self.title} returns {output!r} as output {k}; only tensors can be differentiated: return a tensor, "
-                    "or return it through has_aux=True"
+                    f"{self.title} returns {output!r} as output {k}; only tensors can be differentiated: return a "
+                    "tensor, or return it through has_aux=True"
                 )
             if not output.is_floating:
                 raise ArgumentError(
@@ -136,13 +135,13 @@ class CapturedCall:
 
 
 def positions(argnums: Argnums, count: int, title: str) -> tuple[int, ...]:
-    """The numbers of the arguments, counted from 0.  Raises ArgumentError for one that does not exist, or comes twice."""
+    """The numbers of the arguments from 0 on.  Raises ArgumentError for one that does not exist, or comes twice."""
     wanted = argnums if isinstance(argnums, tuple) else (argnums,)
     for k in wanted:
         if not -count <= k < count:
             raise ArgumentError(
-                f"argnums={argnums}, but {title} was called with {count} positional arguments; those passed by keyword are "
-                "never differentiated"
+                f"argnums={argnums}, but {title} was called with {count} positional arguments; those passed by keyword "
+                "are never differentiated"
             )
     found = tuple(k % count for k in wanted)
     if len(set(found)) < len(found):
@@ -228,7 +227,9 @@ class Jacobian:
         if self.has_aux:
             structure = (structure, call.result(True, aux_shift)[1])
         if self.chunk_size is not None:
-            return Executable(self._chunked(call, sources, count), rebuilder(structure))
+            outputs = call.tensor_outputs(count)
+            run = jacobian_in_chunks(call.captured.graph, sources, outputs, self.order, self.chunk_size)
+            return Executable(run, rebuilder(structure))
         names = ["output"] if count == 1 else [f"output_{k}" for k in range(count)]
         task = jacobian_task(call.captured.graph, sources, range(count), names)
         compiled = compile_derivative(task, self.order, fuse=call.fuse, name=f"jacobian_{_identifier(call.name)}")
@@ -239,76 +240,6 @@ class Jacobian:
         _, spec = tree_flatten(output, is_leaf=lambda x: isinstance(x, Leaf))
         blocks = [call.structure(self.argnums, k * width) for k in range(count)]
         return tree_unflatten(blocks, spec)
-
-    def _chunked(self, call: CapturedCall, sources: Sequence[Value], count: int) -> Callable[..., Any]:
-        """Some rows (or, forward, columns) at a time: the memory is that of `chunk_size` of them, and the result's."""
-        if self.chunk_size is None or self.chunk_size < 1:
-            raise ArgumentError(f"chunk_size={self.chunk_size}: it must be a positive number of rows, or None")
-        graph = call.captured.graph
-        outputs = call.tensor_outputs(count)
-        if self.order == "forward":
-            return _by_columns(call, sources, outputs, self.chunk_size)
-        function = compile_function(graph, "function")
-        programs = []
-        for k in range(count):
-            task = vjp_task(graph, sources, [k], rows=self.chunk_size)
-            order: OrderName = "reverse" if self.order == "auto" else self.order
-            programs.append(compile_derivative(_without_outputs(task), order, fuse=False).program.run)
-
-        def run(*flat: torch.Tensor) -> tuple[Any, ...]:
-            results: list[Any] = []
-            for program, output in zip(programs, outputs, strict=True):
-                rows = [
-                    program(*flat, _basis(output, start, self.chunk_size or 1))
-                    for start in range(0, max(output.size, 1), self.chunk_size or 1)
-                ]
-                for k, source in enumerate(sources):
-                    stacked = torch.cat([r[k] for r in rows])[: output.size]
-                    results.append(stacked.reshape(output.shape + source.shape))
-            return (*results, *function.run(*flat))
-
-        return run
-
-
-def _by_columns(
-    call: CapturedCall, sources: Sequence[Value], outputs: Sequence[Value], chunk_size: int
-) -> Callable[..., Any]:
-    graph = call.captured.graph
-    function = compile_function(graph, "function")
-    programs = [
-        compile_derivative(
-            _without_outputs(jvp_task(graph, [s], range(len(outputs)), columns=chunk_size)), "forward", fuse=False
-        ).program.run
-        for s in sources
-    ]
-
-    def run(*flat: torch.Tensor) -> tuple[Any, ...]:
-        blocks: list[list[Any]] = []
-        for program, source in zip(programs, sources, strict=True):
-            columns = [
-                program(*flat, _basis(source, start, chunk_size).movedim(0, -1))
-                for start in range(0, max(source.size, 1), chunk_size)
-            ]
-            blocks.append([
-                torch.cat([c[k] for c in columns], -1)[..., : source.size].reshape(o.shape + source.shape)
-                for k, o in enumerate(outputs)
-            ])
-        results = [block[k] for k in range(len(outputs)) for block in blocks]
-        return (*results, *function.run(*flat))
-
-    return run
-
-
-def _basis(value: Value, start: int, count: int) -> torch.Tensor:
-    """Rows `start` to `start + count` of an identity; rows beyond its end are zero."""
-    rows = torch.zeros(count, value.size, dtype=torch_dtype(value.dtype), device=value.device)
-    inside = torch.arange(min(count, value.size - start), device=value.device)
-    rows[inside, inside + start] = 1
-    return rows.reshape(count, *value.shape)
-
-
-def _without_outputs(task: Task) -> Task:
-    return Task(task.graph, task.request, task.pairs, False, task.by_target)
 
 
 @dataclass(frozen=True)
@@ -336,14 +267,25 @@ class VectorJacobian:
         def finish(results: tuple[Any, ...]) -> Any:
             outcome = finish_output(results[:number_of_results])
             kept = results[number_of_results:]
+            versions = _versions(kept) if call.fuse else []  # else they belong to a trace, or to vmap
 
             def pull_back(*cotangents: Any) -> Any:
                 flat = _check_cotangents(cotangents, output, outputs, call.title)
+                if call.fuse and _versions(kept) != versions:
+                    raise ArgumentError(
+                        f"a tensor that {call.title} read or returned was changed in place after vjp, and pull_back needs "
+                        "it as it was: change a .clone() of it instead"
+                    )
                 return finish_gradient(backward.run(*kept, *flat))
 
             return (outcome[0], pull_back, outcome[1]) if self.has_aux else (outcome, pull_back)
 
         return Executable(forward.run, finish, compiled)
+
+
+def _versions(tensors: Sequence[torch.Tensor]) -> list[int]:
+    """How often each tensor was changed in place; not counted of tensors made in inference mode."""
+    return [0 if t.is_inference() else t._version for t in tensors]
 
 
 def _check_cotangents(

@@ -32,13 +32,17 @@ def private_detachments(steps: Sequence[Step], outside: Sequence[Tensor], leaves
     return frozenset(private)
 
 
-def refuse_writes(steps: Sequence[Step], private: frozenset[int]) -> None:
-    """Raise CaptureError where a value with a derivative is written into a detached view of another tensor."""
+def refuse_writes(steps: Sequence[Step], private: frozenset[int], outside: Sequence[Tensor]) -> None:
+    """Raise CaptureError where a detached view is written to, and a derivative would be lost or made up by that.
+
+    Tensors that exist beyond the function may be written to through `.data`, by values that have no derivative.
+    """
     detached: set[int] = set()
+    surroundings = set(map(storage, outside))
     for step in steps:
         operands = [t for t in tensors_in([step.args, step.kwargs]) if id(t) in detached]
         if step.mutates:
-            _refuse_write(step, detached)
+            _refuse_write(step, detached, surroundings)
         elif step.op is DETACH and id(step.results[0]) not in private:
             detached.add(id(step.results[0]))
         elif operands:
@@ -46,12 +50,12 @@ def refuse_writes(steps: Sequence[Step], private: frozenset[int]) -> None:
             detached.update(id(t) for t in tensors_in(step.results) if storage(t) in memory)
 
 
-def _refuse_write(step: Step, detached: set[int]) -> None:
+def _refuse_write(step: Step, detached: set[int], surroundings: set[int]) -> None:
     target, *others = tensors_in([step.args, step.kwargs])
     written = [t for t in others if t.is_floating_point() and id(t) not in detached]
-    if id(target) in detached and written and not step.stopping:
+    if id(target) in detached and not step.stopping and (written or storage(target) not in surroundings):
         raise refusal(
-            "f changes a detached tensor in place by values that have a derivative",
+            "f changes a detached tensor in place",
             "It shares its memory with the tensor it was detached from: change a .clone() of it instead.",
             step.source,
         )

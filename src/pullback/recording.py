@@ -144,9 +144,9 @@ class Trace:
 
 def adopt_constants(tensors: Iterable[Tensor]) -> None:
     """Let what a nested trace made of Python numbers be constants of the trace in progress, too, if there is one."""
-    trace = getattr(_current, "trace", None)
-    for tensor in tensors if trace is not None else ():
-        if not trace.owns(tensor):
+    trace: Trace | None = getattr(_current, "trace", None)
+    for tensor in tensors:
+        if trace is not None and not trace.owns(tensor):
             trace.lift(tensor)
             trace.created.add(id(tensor))
 

@@ -1,4 +1,4 @@
-"""What a program need not compute at every call: small tensors that depend on no input, such as the seed of a gradient."""
+"""What a program need not compute at every call: small tensors that depend on no input, such as a gradient's seed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ _AS_EMITTED = {f"aten.{op}.default": "aten.reshape.default" for op in ("view", "
 
 
 def constants(graph: Graph) -> Mapping[Value, torch.Tensor]:
-    """The small values that depend on no input, computed; none that a caller could write into, or that is drawn at random.
+    """The small values that depend on no input, computed; none that a caller could write into, or that is random.
 
     Cost: linear in the number of nodes, and one call for each constant.
     """

@@ -1,7 +1,8 @@
 """Lowering of `contract`: a labelled product becomes views, multiplications, sums and matrix products.
 
 Reading a factor turns its index maps into views (slice, select, diagonal, reshape) or, where an index is data, into a
-gather.  Two factors at a time are then multiplied: element by element when no label is summed, by `mm` or `bmm` when one is.
+gather.  Two factors at a time are then multiplied: element by element when no label is summed, by `mm` or `bmm` when one
+is.  A sum over all positions up to another is a running sum.
 """
 
 from collections.abc import Sequence
@@ -10,22 +11,26 @@ from math import prod
 
 from ..expressions import Contraction
 from ..graph import FLOATING, Value
-from ..index import Axis, Label
+from ..index import Axis, Label, labels_of
 from ..terms import Factor
 from .reading import Labelled, align, read_factor
 from .tensors import Tensors
+
+WIDTHS = ("float16", "bfloat16", "float32", "float64")
 
 
 def lower_contraction(expression: Contraction, dtype: str, tensors: Tensors) -> Value:
     """The tensor over `expression.axes`, in the given dtype."""
     expression = replace(expression, factors=tuple(_behind_permutation(f, tensors) for f in expression.factors))
     expression = replace(expression, factors=tuple(_floating(f, dtype, tensors) for f in expression.factors))
+    expression = replace(expression, factors=_as_wide(expression.factors, dtype, tensors))
     if (product := _elementwise(expression, tensors)) is not None:
         return tensors.cast(product, dtype)
     operands = [read_factor(f, tensors) for f in expression.factors]
     masks = [o for o in operands if o.value.dtype == "bool"]
     numbers = [o for o in operands if o.value.dtype != "bool"]
     wanted = expression.labels
+    masks, numbers = _scanned(masks, numbers, wanted, tensors)
     masks, numbers = _apply_masks(masks, numbers, tensors)
     if not numbers:
         return tensors.reshape(_constant(expression, masks, dtype, tensors), expression.shape)
@@ -45,6 +50,14 @@ def _floating(factor: Factor, dtype: str, tensors: Tensors) -> Factor:
     if factor.value.dtype in FLOATING or factor.value.dtype == "bool":
         return factor
     return replace(factor, value=tensors.cast(factor.value, dtype))
+
+
+def _as_wide(factors: tuple[Factor, ...], dtype: str, tensors: Tensors) -> tuple[Factor, ...]:
+    """Where a number of the result's dtype meets narrower tensors, these are widened: PyTorch would narrow it."""
+    if not any(f.value.dtype == dtype and not any(labels_of(f.axes)) for f in factors):
+        return factors
+    narrow = WIDTHS[: WIDTHS.index(dtype)] if dtype in WIDTHS else ()
+    return tuple(replace(f, value=tensors.cast(f.value, dtype)) if f.value.dtype in narrow else f for f in factors)
 
 
 def _elementwise(expression: Contraction, tensors: Tensors) -> Value | None:
@@ -98,6 +111,45 @@ def _apply_masks(
         chosen = tensors.masked(align(mask, target.labels, tensors), target.value, target.value.dtype)
         numbers = [*numbers[:best], Labelled(chosen, target.labels), *numbers[best + 1 :]]
     return [], numbers
+
+
+def _scanned(
+    masks: list[Labelled], numbers: list[Labelled], wanted: Sequence[Label], tensors: Tensors
+) -> tuple[list[Labelled], list[Labelled]]:
+    """A sum over all positions up to (or from) another is a running sum: O(n), where the mask has n² entries."""
+    for step in (o for o in (*masks, *numbers) if len(o.labels) == 2 and _is_step(o.value, tensors)):
+        rest = [[o for o in operands if o is not step] for operands in (masks, numbers)]
+        elsewhere = {label for o in (*rest[0], *rest[1]) for label in o.labels}
+        for summed, bound in (step.labels, step.labels[::-1]):
+            if summed in wanted or bound in elsewhere or not any(summed in n.labels for n in rest[1]):
+                continue
+            kept = (*(label for label in wanted if label != bound), summed)
+            product = _multiply_all(_apply_masks(rest[0], rest[1], tensors)[1], set(kept), kept, tensors)
+            place = product.labels.index(summed)
+            running = tensors.running_sum(product.value, place, backwards=summed == step.labels[0])
+            return [], [Labelled(running, (*product.labels[:place], bound, *product.labels[place + 1 :]))]
+    return masks, numbers
+
+
+def _is_step(value: Value, tensors: Tensors) -> bool:
+    """Whether an entry [k, j] says that j ≤ k, as a mask or as a number."""
+    made = tensors.builder.producer.get(value)
+    if made is not None and made.op == "aten._to_copy.default" and made.inputs[0].dtype == "bool":
+        return _is_step(made.inputs[0], tensors)
+    if made is not None and made.op == "aten.masked_fill.Scalar" and made.args[2] == 1.0:
+        return _is_zero(made.inputs[0], tensors) and _is_step(made.inputs[1], tensors)
+    if made is None or made.op != "aten.le.Tensor" or len(made.inputs) != 2:
+        return False
+    columns, rows = made.inputs
+    numbers, view = (tensors.builder.producer.get(v) for v in (columns, rows))
+    if numbers is None or numbers.op != "aten.arange.default" or len(numbers.args) != 1:
+        return False
+    return view is not None and view.inputs == (columns,) and rows.shape == (*columns.shape, 1)
+
+
+def _is_zero(value: Value, tensors: Tensors) -> bool:
+    made = tensors.builder.producer.get(value)
+    return made is not None and made.op == "aten.zeros.default"
 
 
 def _scaled(numbers: list[Labelled], scale: float | int, wanted: Sequence[Label], tensors: Tensors) -> list[Labelled]:

@@ -176,7 +176,8 @@ class _Writer:
         """Imports and constants, in order of the alphabet; then what is computed once, in its own order."""
         lines = [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(self.imports.items())]
         lines = ["import torch", *(wrapped for line in lines for wrapped in _wrap(line))]
-        return [*lines, *([""] if self.assignments or self.hoisted else []), *sorted(self.assignments), *self.hoisted, "", ""]
+        assignments = [*sorted(self.assignments), *self.hoisted]
+        return [*lines, *([""] if assignments else []), *assignments, "", ""]
 
     def _last_uses(self) -> dict[int, list[Value]]:
         """Which values are forgotten after which node: neither inputs nor results."""

@@ -1,7 +1,8 @@
 """Large intermediate values are overwritten by the element-wise operator that reads them last.
 
-It is not the arithmetic that an element-wise operator on a large tensor costs but the memory: a fresh result is a page fault
-every 4 KiB.  Only memory that the program has made itself is written into, and only where no view of it is read again.
+It is not the arithmetic that an element-wise operator on a large tensor costs but the memory: a fresh result is a page
+fault every 4 KiB.  Only memory that the program has made itself is written into, and only where no view of it is read
+again.
 """
 
 from collections.abc import Mapping
@@ -12,10 +13,10 @@ from .builtins import facts
 
 SMALLEST = 2**14  # elements; a smaller result comes from memory that was just set free
 
-_IN_PLACE = (
-    "relu.default sigmoid.default tanh.default exp.default log.default neg.default sin.default cos.default sqrt.default "
-    "rsqrt.default reciprocal.default mul.Tensor add.Tensor sub.Tensor div.Tensor clamp_min.default"
-)
+_IN_PLACE = """
+relu.default sigmoid.default tanh.default exp.default log.default neg.default sin.default cos.default sqrt.default
+rsqrt.default reciprocal.default mul.Tensor add.Tensor sub.Tensor div.Tensor clamp_min.default
+"""
 _INTO_GRADIENT = "threshold_backward sigmoid_backward tanh_backward silu_backward gelu_backward leaky_relu_backward"
 _COMMUTATIVE = frozenset(("aten.mul.Tensor", "aten.add.Tensor"))
 
@@ -30,7 +31,7 @@ def reuse_memory(graph: Graph, untouchable: frozenset[Value] = frozenset()) -> G
 
     Cost: linear in the number of nodes.
     """
-    if any("as_strided" in node.op for node in graph.nodes):  # it sees the layout, which an overwritten operand may change
+    if any("as_strided" in node.op for node in graph.nodes):  # it sees the layout, which overwriting may change
         return graph
     root = _roots(graph)
     last = _last_reads(graph, root)
@@ -61,7 +62,7 @@ def _last_reads(graph: Graph, root: Mapping[Value, Value]) -> dict[Value, int]:
 
 def _overwriting(node: Node, free: list[Value], root: Mapping[Value, Value]) -> Node:
     """The node, writing into one of the values that it is the last to read; itself if it cannot."""
-    if len(node.results) != 1 or node.results[0].size < SMALLEST or not (node.op in IN_PLACE or node.op in INTO_GRADIENT):
+    if not (node.op in IN_PLACE or node.op in INTO_GRADIENT) or node.results[0].size < SMALLEST:
         return node
     target = _target(node, free)
     if target is None or target.type != node.results[0].type or [root[v] for v in node.inputs].count(target) != 1:

@@ -1,7 +1,7 @@
 """The order in which a lowered program computes: what only a result needs comes as soon as it can.
 
-A reverse sweep finds the gradient of a weight last, but the activation that it needs could be forgotten long before, and
-its memory serve the next cotangent.  PyTorch's engine does the same: both gradients of a product at once.
+A reverse sweep finds the gradient of a weight last, but the activation that it needs could be forgotten long before,
+and its memory serve the next cotangent.  PyTorch's engine does the same: both gradients of a product at once.
 """
 
 from dataclasses import replace

@@ -58,7 +58,7 @@ class Tensors:
         return self.view_of("view.default", (value, shape), shape, value) if kept is None else kept
 
     def _keeping_unit_axes(self, node: Node | None, shape: Shape) -> Value | None:
-        """A sum or a product again, in the shape asked for, if its operand had an axis of size 1 that was dropped before."""
+        """A sum or product again, in the shape asked for, if its operand had an axis of size 1 that was dropped."""
         if node is None or node.op not in ("aten.sum.dim_IntList", "aten.mv.default") or len(node.args) != 2:
             return None
         operand = node.args[0] if node.op == "aten.sum.dim_IntList" else node.args[1]
@@ -156,6 +156,12 @@ class Tensors:
         if prod(value.shape[d] for d in dims) == 1:
             return self.reshape(value, shape)
         return self.view_of("sum.dim_IntList", (value, tuple(sorted(dims))), shape, value)
+
+    def running_sum(self, value: Value, dim: int, *, backwards: bool) -> Value:
+        """The sum of all elements up to each along an axis, or from each on."""
+        if backwards:
+            return self.flip(self.running_sum(self.flip(value, dim), dim, backwards=False), dim)
+        return self.view_of("cumsum.default", (value, dim), value.shape, value)
 
     def cast(self, value: Value, dtype: str) -> Value:
         """The value in another dtype."""

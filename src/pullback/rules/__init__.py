@@ -11,6 +11,7 @@ from . import (
     activation,
     attention,
     contraction,
+    distances,
     indexing,
     losses,
     nn,
@@ -40,7 +41,7 @@ from .kinds import (
     fused,
 )
 
-_OF_TENSORS = (pointwise, activation, contraction, views, indexing, scattering, reduction)
+_OF_TENSORS = (pointwise, activation, contraction, views, indexing, scattering, reduction, distances)
 _OF_NETWORKS = (nn, attention, normalisation, losses)
 
 TABLES: Mapping[str, Mapping[str, Rule]] = {

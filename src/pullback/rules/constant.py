@@ -22,6 +22,8 @@ POSITIONS = (
     "argsort.default argsort.stable count_nonzero.default count_nonzero.dim_IntList nonzero.default "
     "searchsorted.Tensor searchsorted.Scalar bucketize.Tensor"
 )
+# Draws, which PyTorch calls constant in their probabilities.
+DRAWS = "bernoulli.default bernoulli.p"
 # Cut off on purpose.
 DETACHED = "detach.default"
 # Only the operand's shape and dtype are read.
@@ -39,7 +41,9 @@ CREATION = (
 )
 
 NONDIFFERENTIABLE = frozenset(
-    f"aten.{op}" for group in (PIECEWISE_CONSTANT, POSITIONS, DETACHED, SHAPED_LIKE, CREATION) for op in group.split()
+    f"aten.{op}"
+    for group in (PIECEWISE_CONSTANT, POSITIONS, DRAWS, DETACHED, SHAPED_LIKE, CREATION)
+    for op in group.split()
 )
 
 __all__ = ["NONDIFFERENTIABLE"]

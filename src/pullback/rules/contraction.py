@@ -28,6 +28,17 @@ def _added(form: str) -> Callable[..., Parts]:
     return body
 
 
+def _trilinear(
+    a: Symbol, b: Symbol, c: Symbol, *expanded: Sequence[int], unroll_dim: int = 1
+) -> Parts:
+    """Three factors, each without the axes in its own list of `expanded`; those in the last list are summed."""
+    *missing, summed = (tuple(dims) for dims in expanded[:4])
+    letters = "abcdefghijklmnopqrstuvwxyz"[: a.rank + len(missing[0])]
+    groups = ["".join(s for d, s in enumerate(letters) if d not in dims) for dims in (*missing, summed)]
+    form = f"{','.join(groups[:3])}->{groups[3]}"
+    return {k: multilinear_parts(form, (a.value, b.value, c.value), k) for k in range(3)}
+
+
 def _bias_samples(bias: T, shared: T, a: T, b: T) -> tuple[Sample, ...]:
     return (Sample(bias, a, b), Sample(shared, a, b, beta=0.5, alpha=2), Sample(T(), a, b), Sample(bias, a, b, beta=0))
 
@@ -50,6 +61,9 @@ RULES: dict[str, Rule] = {
     "aten.addr.default": Function(_bias_samples(T(2, 3), T(3), T(2), T(3)), body=_added("i,j->ij"), source=_ADDED),
     "aten.baddbmm.default": Function(
         _bias_samples(T(2, 2, 4), T(2, 1, 4), T(2, 2, 3), T(2, 3, 4)), body=_added("nij,njk->nik"), source=_ADDED
+    ),
+    "aten._trilinear.default": Function(
+        (Sample(T(2, 3), T(4, 3, 2), T(2, 2), (1, 3), (0,), (1, 2), (2, 3)),), body=_trilinear, source="trilinear"
     ),
     "aten.addbmm.default": Function(
         _bias_samples(T(2, 4), T(4), T(2, 2, 3), T(2, 3, 4)), body=_added("nij,njk->ik"), source=_ADDED

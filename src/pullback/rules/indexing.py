@@ -11,7 +11,7 @@ from ..expressions import Symbol, broadcast
 from ..index import Axis, Index, Indices, Lookup, plain_axes
 from ..terms import Part, Scalar, Term
 from .formulas import axis, positions, tensor, truth, view
-from .kinds import Function, I, IndexMap, Rule, Sample, T, broadcast_axes, replaced
+from .kinds import B, Function, I, IndexMap, Rule, Sample, T, broadcast_axes, replaced
 from .views import _diagonal, _one_of, _sliced
 
 Parts = Mapping[int, Sequence[Part]]
@@ -159,6 +159,27 @@ def _index_filled(x: Symbol, dim: int, index: Symbol, value: Any) -> Parts:
     return {**parts, -1: (Term(1, ((~kept)[i],), i, ()),)} if isinstance(value, Symbol) else parts
 
 
+def _put_flat(x: Symbol, index: Symbol, source: Symbol, accumulate: bool = False) -> Parts:
+    """Positions are those in the flattened tensor."""
+    out, inp = _taken(x, view(index, source.shape))
+    kept = None
+    if not accumulate:
+        unmarked = view(truth(x, (index.size,), False), index.shape)
+        kept = tensor("put.default", truth(x, x.shape, True), index, unmarked, shape=x.shape, dtype="bool")
+    return _written(x, kept, source, (inp, out))
+
+
+def _mask_scattered(x: Symbol, mask: Symbol, source: Symbol, *, y: Symbol) -> Parts:
+    """The n-th place where the mask holds is given the n-th element of the source."""
+    if mask.shape != y.shape:
+        mask = tensor("expand.default", mask, y.shape, shape=y.shape, dtype="bool")
+    flat = tensor("reshape.default", mask, (mask.size,), shape=(mask.size,), dtype="bool")
+    number = tensor("cumsum.default", flat.to("int64"), 0, shape=flat.shape, dtype="int64") - 1
+    i, inp = _taken(source, view(number.clamp_min(0), y.shape)) if source.size else (plain_axes(y.shape), ())
+    written = (Term(1, (mask[i],), i, inp),) if source.size else ()
+    return {0: (Term(1, ((~mask)[i],), i, broadcast_axes(i, x.shape)),), -1: written}
+
+
 # An index tensor without repetitions: a repeated place is written in no particular order.
 ONE = I(1, bound=2)
 _PUT = (
@@ -173,6 +194,14 @@ _PLACES = "a place that is written keeps nothing of what was there"
 WRITING: dict[str, Rule] = {
     "aten.index_put.default": _Write(_PUT, body=_put, source=_PLACES),
     "aten._unsafe_index_put.default": _Write(_PUT, body=_put, source=_PLACES),
+    "aten.put.default": _Write(
+        (Sample(X, I(1, bound=6), T(1)), Sample(X, I(4, bound=6), T(2, 2), True)), body=_put_flat, source=_PLACES
+    ),
+    "aten.masked_scatter.default": _Write(
+        (Sample(X, B(2, 3), T(7)), Sample(CUBE, B(3, 1), T(4, 6)), Sample(T(3), B(2, 3), X)),
+        body=_mask_scattered,
+        source=_PLACES,
+    ),
     "aten.scatter.src": _Write(
         (Sample(X, 1, I(2, 1, bound=3), T(2, 1)), Sample(X, 0, I(1, 2, bound=2), X)), body=_scattered, source=_PLACES
     ),

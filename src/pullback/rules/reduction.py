@@ -124,10 +124,10 @@ def _norm(
 ) -> Parts:
     over = reduced_dims(dims, x.rank)
     out, inp = _sides(x, over, keepdim)
-    return {0: () if ord == 0 else (Term(1, tuple(_norm_factors(x, ord, over, inp, y)), out, inp),)}
+    return {0: () if ord == 0 else (Term(1, tuple(norm_factors(x, ord, over, inp, y)), out, inp),)}
 
 
-def _norm_factors(x: Symbol, ord: float, over: Sequence[int], inp: Indices, y: Symbol) -> list[Factor]:
+def norm_factors(x: Symbol, ord: float, over: Sequence[int], inp: Indices, y: Symbol) -> list[Factor]:
     """∂‖x‖ₚ/∂x = sgn x · (|x| / ‖x‖ₚ)ᵖ⁻¹; zero where the norm is zero."""
     if ord == 2:
         return [x[inp], _rows(_inverse(y), inp, over)]
@@ -173,6 +173,8 @@ NORMS: dict[str, Rule] = {
     "aten.amin.default": Function((*ALONG, Sample(X)), body=_extreme, source=_EVENLY),
     "aten.max.default": Function((Sample(X), Sample(T())), body=_extreme, source=_EVENLY),
     "aten.min.default": Function((Sample(X), Sample(T())), body=_extreme, source=_EVENLY),
+    "aten.median.default": Function((Sample(X), Sample(T())), body=_extreme, source=_EVENLY),
+    "aten.nanmedian.default": Function((Sample(X), Sample(T())), body=_extreme, source=_EVENLY),
     "aten.aminmax.default": Function(
         (Sample(X), Sample(X, dim=1), Sample(X, dim=0, keepdim=True)),
         differentiable=(0, 1),
@@ -249,6 +251,21 @@ def _cumulative_product(x: Symbol, dim: int, *, dtype: Any = None, y: Symbol) ->
     return {0: (Term(1, (entry, _until(x, k, j)), out, inp),)}
 
 
+def _cumulative_logsumexp(x: Symbol, dim: int, *, y: Symbol) -> Parts:
+    """∂y[k]/∂x[j] = exp(x[j] − y[k]) for j ≤ k, in O(n²) memory; what the mask cuts off must not overflow."""
+    if x.rank == 0:
+        return {0: (Term(1, (), (), ()),)}
+    dim = axis(dim, x.rank)
+    n = x.shape[dim]
+    out, inp, k, j = _scan_sides(x, dim)
+    difference = view(x, inserted(x.shape, dim + 1, 1)) - view(y, inserted(x.shape, dim, 1))
+    until = positions(x, n, dim, x.rank + 1) <= positions(x, n, dim + 1, x.rank + 1)
+    bounded = where(until, difference, 0.0)
+    assert isinstance(bounded, Symbol)
+    entry = bounded.exp()[(*inp[:dim], of_label(j), of_label(k), *inp[dim + 1 :])]
+    return {0: (Term(1, (entry, _until(x, k, j)), out, inp),)}
+
+
 def _along(position: int, default: int = -1) -> Any:
     """An index map for `(values, indices)` along the axis that is argument number `position`."""
 
@@ -272,11 +289,13 @@ SCANS: dict[str, Rule] = {
     "aten.prod.dim_int": Function(_REDUCED, body=_product_along, source="product rule"),
     "aten.cumsum.default": Function(_SCANNED, body=_cumulative_sum),
     "aten.cumprod.default": Function(_SCANNED, body=_cumulative_product, source="product rule"),
+    "aten.logcumsumexp.default": Function(_SCANNED, body=_cumulative_logsumexp, source="softmax of what lies ahead"),
     "aten.cummax.default": IndexMap(_SCANNED, map=_along(1)),
     "aten.cummin.default": IndexMap(_SCANNED, map=_along(1)),
     "aten.max.dim": IndexMap(_REDUCED, map=_along(1)),
     "aten.min.dim": IndexMap(_REDUCED, map=_along(1)),
     "aten.median.dim": IndexMap(_REDUCED, map=_along(1)),
+    "aten.nanmedian.dim": IndexMap(_REDUCED, map=_along(1)),
     "aten.mode.default": IndexMap((Sample(X), *_REDUCED), map=_along(1)),
     "aten.kthvalue.default": IndexMap((Sample(X, 2), Sample(X, 1, 0, True)), map=_along(2)),
     "aten.sort.default": IndexMap((Sample(X), Sample(X, 0, True), Sample(T())), map=_along(1)),
@@ -288,4 +307,4 @@ SCANS: dict[str, Rule] = {
 
 RULES: dict[str, Rule] = {**SUMS, **NORMS, **SCANS}
 
-__all__ = ["NORMS", "RULES", "SCANS", "SUMS"]
+__all__ = ["NORMS", "RULES", "SCANS", "SUMS", "norm_factors"]

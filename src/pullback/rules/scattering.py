@@ -1,15 +1,15 @@
 """Reductions into a tensor at positions that are data: each entry of the result puts a group of elements together.
 
 A group is the elements of the source that go to one position and, unless it is left out, what stood there before.  A
-mean is shared by all of them, an extreme evenly by those that attain it, as in PyTorch.  The derivative of a product is the
-product of all others: scans over the sorted groups compute it without a division, so that it is exact, and can be
+mean is shared by all of them, an extreme evenly by those that attain it, as in PyTorch.  The derivative of a product is
+the product of all others: scans over the sorted groups compute it without a division, so that it is exact, and can be
 differentiated again, whatever is zero.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..expressions import Operand, Symbol, where
+from ..expressions import Symbol, where
 from ..index import Indices, plain_axes
 from ..terms import Part, Scalar, Term
 from .formulas import axis, constant, flip, shifted, tensor, truth, view
@@ -71,10 +71,14 @@ def _sum(groups: _Groups, include_self: bool) -> tuple[Derivative, Derivative]:
     return (), ()
 
 
+def _ones(like: Symbol, shape: Sequence[int]) -> Symbol:
+    return constant(like, "full.default", tuple(shape), 1, shape=shape, dtype="int64")
+
+
 def _mean(groups: _Groups, include_self: bool) -> tuple[Derivative, Derivative]:
-    before = constant(groups.x, "full.default", groups.x.shape, int(include_self), shape=groups.x.shape, dtype="int64")
-    ones = constant(groups.x, "full.default", groups.index.shape, 1, shape=groups.index.shape, dtype="int64")
-    inverse = groups.sums(before, ones).clamp_min(1).to(groups.x.dtype).reciprocal()
+    """One over the number of elements."""
+    number = groups.sums(_ones(groups.x, groups.x.shape), _ones(groups.x, groups.index.shape)) - int(not include_self)
+    inverse = number.clamp_min(1).to(groups.x.dtype).reciprocal()
     return (inverse,), (groups.gathered(inverse),)
 
 
@@ -92,8 +96,7 @@ def _product(groups: _Groups, include_self: bool) -> tuple[Derivative, Derivativ
     theirs = () if others is None else (others,)
     if not include_self:
         return (), theirs
-    ones = constant(x, "full.default", x.shape, 1.0, shape=x.shape, dtype=x.dtype)
-    args = (ones, groups.dim, groups.index, groups.source, "prod")
+    args = (_ones(x, x.shape).to(x.dtype), groups.dim, groups.index, groups.source, "prod")
     return (tensor("scatter_reduce.two", *args, shape=x.shape, dtype=x.dtype),), (*theirs, groups.gathered(x))
 
 
@@ -120,12 +123,13 @@ def _ahead(x: Symbol, places: Symbol, dim: int) -> Symbol:
     """The product of the elements ahead of each in its run of equal places: a scan by doubling, in O(n log n)."""
     n = x.shape[dim]
 
-    def from_ahead(value: Symbol, steps: int) -> Operand:
+    def from_ahead(value: Symbol, steps: int) -> Symbol:
         same = places.eq(shifted(places, dim, steps, -1))
-        return where(same, shifted(value, dim, steps, 1.0), 1.0)
+        moved = where(same, shifted(value, dim, steps, 1.0), 1.0)
+        assert isinstance(moved, Symbol)
+        return moved
 
     product, reach = from_ahead(x, 1), 1
-    assert isinstance(product, Symbol)
     while reach < n - 1:
         product, reach = product * from_ahead(product, reach), 2 * reach
     return product
@@ -164,7 +168,8 @@ def _scattered(x: Symbol, dim: int, index: Symbol, src: Symbol, *, reduce: str, 
 
 def _number_scattered(x: Symbol, dim: int, index: Symbol, value: Scalar, *, reduce: str, y: Symbol) -> Parts:
     """A position that is named twice takes the number twice."""
-    source = constant(x, "full.default", index.shape, float(value), shape=index.shape, dtype=x.dtype)
+    ones = _ones(x, index.shape).to(x.dtype)
+    source = tensor("full_like.default", ones, value, shape=index.shape, dtype=x.dtype)
     return {SELF: _scatter_reduced(x, dim, index, source, reduce, y=y)[SELF]}
 
 
@@ -193,10 +198,10 @@ ALONG, DOWN = I(2, 4, bound=3), I(4, 2, bound=2)
 
 
 def _samples(reduce: str) -> tuple[Sample, ...]:
-    """Groups of every size, an index smaller than its source, and what is left out."""
+    """Groups of every size, positions to which nothing goes, and what is left out."""
     return (
-        *(Sample(X, 1, ALONG, T(2, 4), reduce), Sample(X, 0, DOWN, T(5, 3), reduce, include_self=False)),
-        *(Sample(CUBE, -2, I(2, 5, 1, bound=3), T(2, 5, 2), reduce), Sample(T(), 0, I(3, bound=1), T(3), reduce)),
+        *(Sample(X, 1, ALONG, T(2, 4), reduce), Sample(X, 0, DOWN, T(4, 2), reduce, include_self=False)),
+        *(Sample(CUBE, -2, I(2, 5, 1, bound=3), T(2, 5, 1), reduce), Sample(T(), 0, I(3, bound=1), T(3), reduce)),
     )
 
 
@@ -216,7 +221,7 @@ RULES: dict[str, Rule] = {
     "aten.scatter_reduce.two": Function(_SCATTERED, body=_scatter_reduced, source=_SOURCE),
     "aten.index_reduce.default": Function(_INDEXED, body=_index_reduced, source=_SOURCE),
     "aten.scatter.reduce": Function(
-        (Sample(X, 1, ALONG, T(2, 4), reduce="add"), Sample(X, 0, DOWN, T(4, 3), reduce="multiply")),
+        (Sample(X, 1, ALONG, T(2, 4), reduce="add"), Sample(X, 0, DOWN, T(4, 2), reduce="multiply")),
         body=_scattered,
         source=_SOURCE,
     ),

@@ -1,0 +1,101 @@
+"""Jacobians some rows, or some columns, at a time.
+
+The function runs once, whatever it draws at random or writes into its surroundings; what its derivatives need of it
+is kept.  Then one program after the other is called with a few rows of an identity for a cotangent, or a few columns
+for tangents.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from .compilation import OrderName, Task, compile_derivative, jvp_task, merged_tasks, split_program, vjp_task
+from .emit.python import emit_python
+from .emit.tensors import torch_dtype
+from .graph import Graph, Value, live_nodes
+
+Run = Callable[..., tuple[Any, ...]]
+
+
+def jacobian_in_chunks(
+    graph: Graph, sources: Sequence[Value], outputs: Sequence[Value], order: OrderName, chunk_size: int
+) -> Run:
+    """A function from a graph's inputs to each output's Jacobian in each source, followed by the graph's outputs.
+
+    Arguments:
+        outputs: the first outputs of the graph, those to be differentiated.
+        order: "forward" goes by columns; any other by rows, in reverse where it says "auto".
+        chunk_size: the number of rows or columns that are computed at once.
+
+    Cost: the memory of `chunk_size` rows, of what is kept of the function, and of the result.
+    """
+    if order == "forward":
+        return _by_columns(graph, sources, outputs, chunk_size)
+    return _by_rows(graph, sources, outputs, "reverse" if order == "auto" else order, chunk_size)
+
+
+def _by_rows(
+    graph: Graph, sources: Sequence[Value], outputs: Sequence[Value], order: OrderName, chunk_size: int
+) -> Run:
+    tasks = [vjp_task(graph, sources, [k], rows=chunk_size) for k in range(len(outputs))]
+    forward, backward = _programs(graph, tasks, order)
+
+    def run(*flat: torch.Tensor) -> tuple[Any, ...]:
+        results = forward(*flat)
+        kept = results[len(graph.outputs) :]
+        jacobians: list[Any] = []
+        for program, output in zip(backward, outputs, strict=True):
+            rows = [program(*kept, _basis(output, start, chunk_size)) for start in _starts(output, chunk_size)]
+            for k, source in enumerate(sources):
+                stacked = torch.cat([row[k] for row in rows])[: output.size]
+                jacobians.append(stacked.reshape(output.shape + source.shape))
+        return (*jacobians, *results[: len(graph.outputs)])
+
+    return run
+
+
+def _by_columns(graph: Graph, sources: Sequence[Value], outputs: Sequence[Value], chunk_size: int) -> Run:
+    tasks = [jvp_task(graph, [source], range(len(outputs)), columns=chunk_size) for source in sources]
+    forward, push = _programs(graph, tasks, "forward")
+
+    def run(*flat: torch.Tensor) -> tuple[Any, ...]:
+        results = forward(*flat)
+        kept = results[len(graph.outputs) :]
+        blocks: list[list[Any]] = []
+        for program, source in zip(push, sources, strict=True):
+            basis = [_basis(source, start, chunk_size).movedim(0, -1) for start in _starts(source, chunk_size)]
+            columns = [program(*kept, tangent) for tangent in basis]
+            joined = [torch.cat([c[k] for c in columns], -1)[..., : source.size] for k in range(len(outputs))]
+            blocks.append([j.reshape(o.shape + source.shape) for j, o in zip(joined, outputs, strict=True)])
+        jacobians = [block[k] for k in range(len(outputs)) for block in blocks]
+        return (*jacobians, *results[: len(graph.outputs)])
+
+    return run
+
+
+def _programs(graph: Graph, tasks: Sequence[Task], order: OrderName) -> tuple[Run, list[Run]]:
+    """The function, which also returns what is kept; and for each task what takes that and one seed more."""
+    merged = merged_tasks(graph, tasks)
+    compiled = compile_derivative(merged, order, fuse=False)
+    first, second = split_program(compiled.program.graph, len(tasks), len(merged.pairs))
+    kept, seeds = second.inputs[: -len(tasks)], second.inputs[-len(tasks) :]
+    parts, start = [], 0
+    for task, seed in zip(tasks, seeds, strict=True):
+        wanted = second.outputs[start : start + len(task.pairs)]
+        part = Graph((*kept, seed), live_nodes(second.nodes, wanted), wanted)
+        parts.append(emit_python(part, name="chunk").run)
+        start += len(task.pairs)
+    return emit_python(first, name="function").run, parts
+
+
+def _starts(value: Value, chunk_size: int) -> range:
+    return range(0, max(value.size, 1), chunk_size)
+
+
+def _basis(value: Value, start: int, count: int) -> torch.Tensor:
+    """Rows `start` to `start + count` of an identity; rows beyond its end are zero."""
+    rows = torch.zeros(count, value.size, dtype=torch_dtype(value.dtype), device=value.device)
+    inside = torch.arange(min(count, value.size - start), device=value.device)
+    rows[inside, inside + start] = 1
+    return rows.reshape(count, *value.shape)
