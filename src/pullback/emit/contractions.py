@@ -11,7 +11,7 @@ from math import prod
 
 from ..expressions import Contraction
 from ..graph import FLOATING, Value
-from ..index import Axis, Label, labels_of
+from ..index import Axis, Label, fresh, labels_of
 from ..terms import Factor
 from .reading import Labelled, align, read_factor
 from .tensors import Tensors
@@ -26,6 +26,7 @@ def lower_contraction(expression: Contraction, dtype: str, tensors: Tensors) -> 
     expression = replace(expression, factors=_as_wide(expression.factors, dtype, tensors))
     if (product := _elementwise(expression, tensors)) is not None:
         return tensors.cast(product, dtype)
+    expression = _with_unit_labels(expression)
     operands = [read_factor(f, tensors) for f in expression.factors]
     masks = [o for o in operands if o.value.dtype == "bool"]
     numbers = [o for o in operands if o.value.dtype != "bool"]
@@ -81,6 +82,25 @@ def _broadcasts(factor: Factor, axes: Sequence[Axis], shape: Sequence[int]) -> b
         return False
     own = zip(factor.axes, factor.value.shape, axes[len(axes) - rank :], shape[len(axes) - rank :], strict=True)
     return all(n == 1 or (index == axis and n == m) for index, n, axis, m in own)
+
+
+def _with_unit_labels(expression: Contraction) -> Contraction:
+    """Labels of size 1 for the result's axes of size 1: where a factor has such an axis, too, it need not be dropped first."""
+    axes, factors = list(expression.axes), list(expression.factors)
+    for position in (k for k, axis in enumerate(axes) if not axis.parts):
+        place = next(((k, d) for k, f in enumerate(factors) for d in _unit_axes(f)), None)
+        if place is None:
+            break
+        number, dim = place
+        axes[position] = Axis(0, ((fresh(1), 1),))
+        factor = factors[number]
+        factors[number] = replace(factor, axes=(*factor.axes[:dim], axes[position], *factor.axes[dim + 1 :]))
+    return replace(expression, axes=tuple(axes), factors=tuple(factors))
+
+
+def _unit_axes(factor: Factor) -> list[int]:
+    """The axes of size 1 that no label runs over."""
+    return [d for d, (i, n) in enumerate(zip(factor.axes, factor.value.shape, strict=True)) if n == 1 and i == Axis(0)]
 
 
 def _constant(expression: Contraction, masks: list[Labelled], dtype: str, tensors: Tensors) -> Value:

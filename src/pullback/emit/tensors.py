@@ -54,40 +54,7 @@ class Tensors:
         before = self.builder.producer.get(value)
         if before is not None and before.op in _RESHAPES:
             return self.reshape(before.inputs[0], shape)
-        kept = self._keeping_unit_axes(before, shape)
-        return self.view_of("view.default", (value, shape), shape, value) if kept is None else kept
-
-    def _keeping_unit_axes(self, node: Node | None, shape: Shape) -> Value | None:
-        """A sum or product again, in the shape asked for, if its operand had an axis of size 1 that was dropped."""
-        if node is None or node.op not in ("aten.sum.dim_IntList", "aten.mv.default") or len(node.args) != 2:
-            return None
-        operand = node.args[0] if node.op == "aten.sum.dim_IntList" else node.args[1]
-        whole = self._before_squeeze(operand)
-        if whole is None:
-            return None
-        if node.op == "aten.sum.dim_IntList":
-            places = [d for d, n in enumerate(whole.shape) if n != 1]
-            summed = [places[d] for d in node.args[1]]
-            fits = shape == tuple(n for d, n in enumerate(whole.shape) if d not in summed)
-            return self.sum(whole, summed) if fits else None
-        return self._product_with_axis(node.args[0], whole, shape)
-
-    def _before_squeeze(self, value: Value) -> Value | None:
-        """The value that this one was made of by dropping all its axes of size 1."""
-        node = self.builder.producer.get(value)
-        if node is None or node.op not in _RESHAPES or 1 in value.shape:
-            return None
-        whole = node.inputs[0]
-        return whole if tuple(n for n in whole.shape if n != 1) == value.shape else None
-
-    def _product_with_axis(self, matrix: Value, vector: Value, shape: Shape) -> Value | None:
-        """A matrix times a vector that has an axis of size 1, so that the result has one too: (1, m) or (m, 1)."""
-        if len(vector.shape) != 2 or len(shape) != 2 or 1 not in shape:
-            return None
-        is_row = vector.shape[0] == 1
-        if shape[0] == 1:
-            return self.matmul(vector if is_row else self.permute(vector, (1, 0)), self.permute(matrix, (1, 0)))
-        return self.matmul(matrix, self.permute(vector, (1, 0)) if is_row else vector)
+        return self.view_of("view.default", (value, shape), shape, value)
 
     def behind_permutation(self, value: Value) -> tuple[Value, tuple[int, ...]]:
         """The value that this one is a transposition of, and the axis there of each axis here."""
