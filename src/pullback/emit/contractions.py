@@ -1,8 +1,8 @@
 """Lowering of `contract`: a labelled product becomes views, multiplications, sums and matrix products.
 
 Reading a factor turns its index maps into views (slice, select, diagonal, reshape) or, where an index is data, into a
-gather.  Two factors at a time are then multiplied: element by element when no label is summed, by `mm` or `bmm` when one
-is.  A sum over all positions up to another is a running sum.
+gather. Two factors at a time are then multiplied: element by element when no label is summed, by `mm` or `bmm` when
+one is. A sum over all positions up to another is a running sum.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def _behind_permutation(factor: Factor, tensors: Tensors) -> Factor:
 
 
 def _floating(factor: Factor, dtype: str, tensors: Tensors) -> Factor:
-    """Integers in the result's dtype: times a number they would else become the default dtype, whatever the precision."""
+    """Integers in the result's dtype: times a number they would else become the default dtype."""
     if factor.value.dtype in FLOATING or factor.value.dtype == "bool":
         return factor
     return replace(factor, value=tensors.cast(factor.value, dtype))
@@ -62,7 +62,7 @@ def _as_wide(factors: tuple[Factor, ...], dtype: str, tensors: Tensors) -> tuple
 
 
 def _elementwise(expression: Contraction, tensors: Tensors) -> Value | None:
-    """The product, if every factor broadcasts against the result as it is; None if it has to be moved or summed first."""
+    """The product, if every factor broadcasts against the result as it is; else None."""
     axes, shape = expression.axes, expression.shape
     masks = [f.value for f in expression.factors if f.value.dtype == "bool"]
     numbers = [f.value for f in expression.factors if f.value.dtype != "bool"]
@@ -85,7 +85,7 @@ def _broadcasts(factor: Factor, axes: Sequence[Axis], shape: Sequence[int]) -> b
 
 
 def _with_unit_labels(expression: Contraction) -> Contraction:
-    """Labels of size 1 for the result's axes of size 1: where a factor has such an axis, too, it need not be dropped first."""
+    """Labels of size 1 for the result's axes of size 1: a factor's own such axis need not be dropped, then."""
     axes, factors = list(expression.axes), list(expression.factors)
     for position in (k for k, axis in enumerate(axes) if not axis.parts):
         place = next(((k, d) for k, f in enumerate(factors) for d in _unit_axes(f)), None)
@@ -186,9 +186,7 @@ def _scaled(numbers: list[Labelled], scale: float | int, wanted: Sequence[Label]
 # ---------------------------------------------------------------- products
 
 
-def _multiply_all(
-    operands: list[Labelled], kept: set[Label], wanted: Sequence[Label], tensors: Tensors
-) -> Labelled:
+def _multiply_all(operands: list[Labelled], kept: set[Label], wanted: Sequence[Label], tensors: Tensors) -> Labelled:
     """Multiply pair after pair, the cheapest pair first; labels are summed as soon as nothing else needs them."""
     operands = list(operands)
     while True:
@@ -255,9 +253,7 @@ def _matrix_product(
     elif not batch:
         result = tensors.matmul(flatten(a, [left, summed], tensors), flatten(b, [summed, right], tensors))
     else:
-        result = tensors.matmul(
-            flatten(a, [batch, left, summed], tensors), flatten(b, [batch, summed, right], tensors)
-        )
+        result = tensors.matmul(flatten(a, [batch, left, summed], tensors), flatten(b, [batch, summed, right], tensors))
     order = (*batch, *left, *right)
     return Labelled(tensors.reshape(result, [label.size for label in order]), order)
 

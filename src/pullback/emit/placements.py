@@ -1,8 +1,8 @@
 """Lowering of `place`: a payload is put into a tensor of zeros at the positions that its labels say.
 
-Whole axes are a transposition and a reshape.  What is left out of an axis (the transpose of a slice), what is repeated (the
-transpose of a diagonal) and what is data (the transpose of a gather) each have an ATen operator; anything else is added up by
-flat positions.
+Whole axes are a transposition and a reshape. What is left out of an axis (the transpose of a slice), what is repeated
+(the transpose of a diagonal) and what is data (the transpose of a gather) each have an ATen operator; anything else
+is added up by flat positions.
 """
 
 from collections.abc import Sequence

@@ -124,8 +124,8 @@ def position(index: Index, joint: Sequence[Label], tensors: Tensors) -> Value:
 class OneLookup:
     """The case that one axis is looked up in a table and all others are whole (or of size 1).
 
-    by_vector: whether the table is a vector with a label of its own (`index_select`, `index_add`), rather than as large as
-        the other axes (`gather`, `scatter_add`).
+    by_vector: whether the table is a vector with a label of its own (`index_select`, `index_add`), rather than as
+        large as the other axes (`gather`, `scatter_add`).
     labels: the labels of the axes in order, the looked-up one's being that of the table.
     """
 
@@ -143,7 +143,9 @@ def one_lookup(axes: Sequence[Index], shape: Sequence[int]) -> OneLookup | None:
     if len(looked_up) != 1 or len(set(others)) != len(others):
         return None
     (dim, lookup), table = looked_up[0], looked_up[0][1].table
-    if table.dtype != "int64" or any(w is None and n != 1 for d, (w, n) in enumerate(zip(whole, shape)) if d != dim):
+    if table.dtype != "int64" or any(
+        w is None and n != 1 for d, (w, n) in enumerate(zip(whole, shape, strict=True)) if d != dim
+    ):
         return None
     inner = [whole_label(i, n) for i, n in zip(lookup.axes, table.shape, strict=True)]
     if len(inner) == 1 and inner[0] is not None and inner[0] not in others:

@@ -1,4 +1,4 @@
-"""Tensor operations that lowering is written in: each returns a value of a builder, and does nothing where nothing is to do.
+"""Tensor operations that lowering is written in: each returns a value of a builder, and does only what is needed.
 
 A transposition of a transposition, a reshape to the same shape, a sum over no axes: none of them becomes a node.
 """

@@ -1,9 +1,9 @@
 """Accumulation: eliminate vertices in a given order until only edges from sources to targets are left.
 
-Eliminating v multiplies every edge out of v with every edge into v.  In reverse order this is classical back-propagation:
-the one edge from v to the loss is its cotangent, summed before it is pulled back.  What an edge holds stays an unevaluated
-product until it has to be multiplied on; it is then *settled*: terms of equal pattern become one payload, and an edge of a
-single row becomes one tensor.
+Eliminating v multiplies every edge out of v with every edge into v. In reverse order this is classical back-
+propagation: the one edge from v to the loss is its cotangent, summed before it is pulled back. What an edge holds
+stays an unevaluated product until it has to be multiplied on; it is then *settled*: terms of equal pattern become one
+payload, and an edge of a single row becomes one tensor.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,6 @@ class _Elimination:
         self.sources_of: dict[Value, dict[Value, None]] = {}
         self.local: dict[tuple[Value, Value], list[Edge]] = {}
         self.products = 0
-        self.settled: set[tuple[Value, Value]] = set()
         for edge in linear.edges:
             self.local.setdefault((edge.source, edge.target), []).append(edge)
             self._note(edge.source, edge.target)

@@ -30,7 +30,9 @@ def _given(linear: LinearGraph, names: list[str]) -> Order:
     complaints = [("unknown", invented), ("missing", left_out), ("repeated", repeated)]
     if any(found for _, found in complaints):
         said = "; ".join(f"{what}: {', '.join(found)}" for what, found in complaints if found)
-        raise OrderError(f"the order must name each vertex once ({said}); the vertices are: {', '.join(known) or 'none'}")
+        raise OrderError(
+            f"the order must name each vertex once ({said}); the vertices are: {', '.join(known) or 'none'}"
+        )
     return Order("given", tuple(known[name] for name in names))
 
 
@@ -39,7 +41,7 @@ def count_paths(linear: LinearGraph) -> int:
 
     Cost: linear in the number of edges.
     """
-    arriving: dict[object, int] = {source: 1 for source in linear.sources}
+    arriving: dict[object, int] = dict.fromkeys(linear.sources, 1)
     incoming: dict[object, list[object]] = {}
     for edge in linear.edges:
         incoming.setdefault(edge.target, []).append(edge.source)

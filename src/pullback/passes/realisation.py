@@ -1,7 +1,8 @@
 """Realisation: when and how the unevaluated products on an edge become tensors.
 
-Terms of equal pattern add up to one payload; terms of different patterns stay apart, unless the edge has a single row or is a
-result.  A payload runs over the labels that it depends on: what is merely repeated stays a label without a tensor.
+Terms of equal pattern add up to one payload; terms of different patterns stay apart, unless the edge has a single row
+or is a result. A payload runs over the labels that it depends on: what is merely repeated stays a label without a
+tensor.
 """
 
 from dataclasses import replace
@@ -11,7 +12,19 @@ from typing import cast
 from ..expressions import Builder
 from ..graph import Value
 from ..index import Axis, Indices, Label, is_whole, labels_of, plain_axes
-from ..terms import Factor, Jac, Kernel, Part, Pattern, Term, canonical, free_labels, rename, summed_labels, term_pattern
+from ..terms import (
+    Factor,
+    Jac,
+    Kernel,
+    Part,
+    Pattern,
+    Term,
+    canonical,
+    free_labels,
+    rename,
+    summed_labels,
+    term_pattern,
+)
 from ..terms import identity as identity_jac
 
 MOST_PATTERNS = 4  # an edge with more distinct patterns is written out: its terms would multiply on and on
@@ -85,7 +98,9 @@ class Realisation:
         total: Value | None = None
         for t in payloads:
             one = self.builder.contract(t.scale, t.factors, axes, dtype, name)
-            total = one if total is None else self.builder.pointwise("aten.add.Tensor", total, one, dtype=dtype, name=name)
+            total = (
+                one if total is None else self.builder.pointwise("aten.add.Tensor", total, one, dtype=dtype, name=name)
+            )
         assert total is not None
         if constant:
             total = self.builder.pointwise("aten.add.Tensor", total, constant, dtype=dtype, name=name)
@@ -119,7 +134,9 @@ class Realisation:
         total: Value | None = None
         for term in groups:
             one = self._placed(term, term.out + term.inp, shape, dtype, name)
-            total = one if total is None else self.builder.pointwise("aten.add.Tensor", total, one, dtype=dtype, name=name)
+            total = (
+                one if total is None else self.builder.pointwise("aten.add.Tensor", total, one, dtype=dtype, name=name)
+            )
         return total if total is not None else self.builder.node("zeros", (shape, dtype), [(shape, dtype)])[0]
 
     def _placed(self, term: Term, axes: Indices, shape: tuple[int, ...], dtype: str, name: str) -> Value:
@@ -150,7 +167,7 @@ class Realisation:
         parts = []
         for _, term, a in pieces:
             size = _extent(a[dim])
-            whole = a[:dim] + (Axis(0, getattr(a[dim], "parts")),) + a[dim + 1 :]
+            whole = a[:dim] + (Axis(0, _parts(a[dim])),) + a[dim + 1 :]
             parts.append(self._placed(term, whole, shape[:dim] + (size,) + shape[dim + 1 :], dtype, name))
         return self.builder.node("aten.cat.default", (tuple(parts), dim), [(shape, dtype)], name=name)[0]
 
@@ -169,8 +186,8 @@ class Realisation:
 
     def cotangent(self, jac: Jac, dtype: str) -> Value:
         """A single-row edge as a tensor in the shape of its vertex."""
-        value = self.written_out(replace(jac, out_shape=(), parts=tuple(map(_without_rows, jac.parts))), dtype, "cotangent")
-        return value
+        row = replace(jac, out_shape=(), parts=tuple(map(_without_rows, jac.parts)))
+        return self.written_out(row, dtype, "cotangent")
 
     # ------------------------------------------------------------ what composition asks for
 
@@ -195,7 +212,9 @@ class Realisation:
         sizes = tuple(s.size for s in labels)
         value = self._placed(term, rows + side, sizes + shape, dtype, "dense")
         whole = plain_axes(shape)
-        factor = Factor(value, tuple(Axis(0) if n == 1 else i for i, n in zip(rows + whole, sizes + shape, strict=True)))
+        factor = Factor(
+            value, tuple(Axis(0) if n == 1 else i for i, n in zip(rows + whole, sizes + shape, strict=True))
+        )
         return Term(1, (factor,), whole, term.inp) if output else Term(1, (factor,), term.out, whole)
 
     def pull(self, term: Term, kernel: Kernel, shape: tuple[int, ...], dtype: str) -> Term:
@@ -248,6 +267,10 @@ def _start(index: object) -> int:
 
 def _extent(index: object) -> int:
     return prod(label.size for label, _ in index.parts) if isinstance(index, Axis) else 0
+
+
+def _parts(index: object) -> tuple[tuple[Label, int], ...]:
+    return index.parts if isinstance(index, Axis) else ()
 
 
 def _is_piece(axes: Indices, dim: int) -> bool:
