@@ -1,7 +1,7 @@
 """Accumulation: eliminate vertices in a given order until only edges from sources to targets are left.
 
-Eliminating v multiplies every edge out of v with every edge into v. In reverse order this is classical back-
-propagation: the one edge from v to the loss is its cotangent, summed before it is pulled back. What an edge holds
+Eliminating v multiplies every edge out of v with every edge into v. In reverse order this is classical
+back-propagation: the one edge from v to the loss is its cotangent, summed before it is pulled back. What an edge holds
 stays an unevaluated product until it has to be multiplied on; it is then *settled*: terms of equal pattern become one
 payload, and an edge of a single row becomes one tensor.
 """
