@@ -23,6 +23,7 @@ def test_train_xor_prints_the_loss_and_writes_the_curves(tmp_path: Path, engine:
     assert len(re.findall(r"epoch +\d+   loss 0\.\d+", result.output)) == 10
     assert re.search(r"\d of 4 right", result.output)
     assert "10 under our engine and on 10 under torch.autograd" in result.output
+    assert ("s of them in the first, which also traces and compiles" in result.output) == (engine == "trace")
     assert (tmp_path / "deep" / "er" / "xor.png").exists()
     assert len((tmp_path / "deep" / "er" / "xor.csv").read_text().splitlines()) == 51
 
@@ -86,6 +87,7 @@ def test_seeds_exits_with_1_when_the_engines_disagree(monkeypatch: pytest.Monkey
         (["train", "xor", "--epochs", "0"], "the epochs must be at least 1, not 0"),
         (["train", "xor", "--seeds", "0"], "--seeds takes the number of seeds, at least 1, not 0"),
         (["train", "xor", "--seeds", "2", "--check"], "--check goes with one run"),
+        (["train", "xor", "--check", "--engine", "torch"], "--check compares our engine with torch.autograd"),
         (["train", "xor", "--lr", "-1"], "the learning rate must be a positive number, not -1.0"),
         (["train", "cnn", "--data", "/no/such/directory"], "/no/such/directory is not a directory"),
         (["train", "cnn", "--device", "toaster"], "not 'toaster'"),
@@ -99,6 +101,10 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments: list[str], words: 
     assert result.exit_code == 2
     assert words in result.output
     assert "Traceback" not in result.output
+
+
+def test_one_epoch_is_counted_as_one(tmp_path: Path) -> None:
+    assert re.search(r"after 1 epoch, [\d.]+ s\n", invoke("train", "xor", "--epochs", 1, "--out", tmp_path).output)
 
 
 def test_a_directory_that_cannot_be_made_is_refused_before_training(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import doctest
 import importlib
 import re
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +12,40 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
-EXAMPLE = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# A block of text right after an example is what the example prints.
+EXAMPLE = re.compile(r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)[^)]*\)")
 MODULES = ("pullback.api", "pullback.explain")
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
-def examples(page: Path) -> list[tuple[int, str]]:
-    """The Python examples of a page, each with the line it starts at."""
+def examples(page: Path) -> list[tuple[int, str, str | None]]:
+    """The Python examples of a page, each with the line it starts at, and what it prints if the page says so."""
     text = page.read_text(encoding="utf-8")
-    return [(text[: match.start(1)].count("\n") + 1, match[1]) for match in EXAMPLE.finditer(text)]
+    return [(text[: match.start(1)].count("\n") + 1, match[1], match[2]) for match in EXAMPLE.finditer(text)]
 
 
 def without_comments(code: str) -> str:
     return re.sub(r"\s*#.*$", "", code, flags=re.MULTILINE)
 
 
+def without_places(printed: str) -> str:
+    """Without files and line numbers: an example does not run in the file that the page says it is in."""
+    return re.sub(r"# .*?:\d+: ", "# ", printed)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_examples_of_a_page_run(page: Path) -> None:
     """In order, in one namespace: a reader types them in one after the other."""
     names: dict[str, Any] = {"__name__": "example"}
-    for line, code in examples(page):
+    for line, code, printed in examples(page):
         if code.lstrip().startswith(">>>"):
             check_session(code, names, page, line)
-        else:
+            continue
+        with redirect_stdout(StringIO()) as output:
             exec(compile("\n" * (line - 1) + code, str(page), "exec"), names)
+        if printed is not None:
+            assert without_places(output.getvalue()) == without_places(printed)
 
 
 def check_session(code: str, names: dict[str, Any], page: Path, line: int) -> None:
@@ -60,8 +71,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_both_readmes_show_the_same_examples() -> None:
-    english, chinese = (examples(ROOT / name) for name in ("README.md", "README.zh.md"))
-    assert [without_comments(code) for _, code in english] == [without_comments(code) for _, code in chinese]
+    english, chinese = (
+        [(without_comments(code), printed) for _, code, printed in examples(ROOT / name)]
+        for name in ("README.md", "README.zh.md")
+    )
+    assert english == chinese
 
 
 def test_no_figure_is_left_open() -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import pullback
 from pullback.evaluation import dense
 from pullback.notation import structure
-from pullback.terms import zero
+from pullback.terms import Jac
 from support import reference
 
 
@@ -336,7 +336,7 @@ PRINTED = {
     "sigmoid": (torch.sigmoid, (v3,), ("x", "sigmoid"), "∂sigmoid[i] / ∂x[i] = (sigmoid · (1 − sigmoid))[i]", D),
     "exp": (torch.exp, (v3,), ("x", "exp"), "∂exp[i] / ∂x[i] = exp[i]", "diagonal"),
     "log": (torch.log, (v3,), ("x", "log"), "∂log[i] / ∂x[i] = (1 / x)[i]", "diagonal"),
-    "relu": (torch.relu, (v3,), ("x", "relu"), "∂relu[i] / ∂x[i] = (relu > 0)[i]", "diagonal"),
+    "relu": (torch.relu, (v3,), ("x", "relu"), "∂relu[i] / ∂x[i] = (relu ≠ 0)[i]", "diagonal"),
     "left factor": (
         torch.mm,
         (x23, w34),
@@ -462,5 +462,5 @@ def test_edges_by_name() -> None:
 
 
 def test_structure_of_nothing() -> None:
-    assert structure(zero((2,), (3,), "float32", "float32")) == "zero"
-    assert dense(zero((2,), (3,), "float32", "float32"), {}).shape == (2, 3)
+    assert structure(Jac((), (2,), (3,))) == "zero"
+    assert dense(Jac((), (2,), (3,)), {}).shape == (2, 3)

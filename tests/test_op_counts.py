@@ -1,8 +1,8 @@
-"""On a scalar loss, reverse elimination is classical back-propagation: it calls no operator more often than autograd does.
+"""On a scalar loss, reverse elimination is classical back-propagation: it calls no operator more often than autograd.
 
-Both sides are counted by a dispatch mode.  Ours is the whole program less the program of the loss alone.  Operators that
-only look at memory in another way are counted together, and so are a product and a quotient by a number, a tensor filled with
-a constant, and the ways to put slices together (one `cat` for several `select_backward` and additions).
+Both sides are counted by a dispatch mode.  Ours is the whole program less the program of the loss alone.  Operators
+that only look at memory in another way are counted together, and so are a product and a quotient by a number, a tensor
+filled with a constant, and the ways to put slices together (one `cat` for several `select_backward` and additions).
 """
 
 from collections import Counter
@@ -11,17 +11,21 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from support import reference
 from torch import nn
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pullback
-from pullback.compilation import compile_function
+from pullback.emit.lowering import lower
+from pullback.emit.python import emit_python
 from pullback.graph import Graph, live_nodes
 from pullback.transform import find
+from support import reference
 
-VIEWS = "t view _unsafe_view transpose permute squeeze unsqueeze expand select slice detach alias split unsafe_split unbind"
+VIEWS = (
+    "t view _unsafe_view transpose permute squeeze unsqueeze expand select slice detach alias "
+    "split unsafe_split unbind"
+)
 CLASSES = dict.fromkeys(VIEWS.split(), "view") | {
     "split_with_sizes": "view",
     "div": "mul",
@@ -95,11 +99,18 @@ NETWORKS: dict[str, tuple[nn.Module, torch.Tensor, torch.Tensor, Any]] = {
     "elman": (LastStep(nn.RNN), normal(3, 4, 5), torch.tensor([0, 1, 2]), F.cross_entropy),
     "attention": (Attention(False), normal(3, 6, 8), normal(3, 6, 8), F.mse_loss),
     "fused attention": (Attention(True), normal(3, 6, 8), normal(3, 6, 8), F.mse_loss),
-    "multi-head": (nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True), normal(3, 6, 8), normal(3, 6, 8), F.mse_loss),
+    "multi-head": (
+        nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True),
+        normal(3, 6, 8),
+        normal(3, 6, 8),
+        F.mse_loss,
+    ),
 }
 
 
-def counts_of_autograd(loss: Any, parameters: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor) -> Counter[str]:
+def counts_of_autograd(
+    loss: Any, parameters: dict[str, torch.Tensor], x: torch.Tensor, y: torch.Tensor
+) -> Counter[str]:
     leaves = {name: p.clone().requires_grad_() for name, p in parameters.items()}
     with reference(), torch.backends.mkldnn.flags(enabled=False):  # else nn.LSTM is one opaque operator
         value = loss(leaves, x, y)
@@ -114,7 +125,7 @@ def counts_of_ours(loss: Any, parameters: dict[str, torch.Tensor], x: torch.Tens
     entry, flat = find(transform.kind, loss, (parameters, x, y), {})
     graph = entry.program.compiled.program.graph
     value = graph.outputs[-1:]
-    forward = compile_function(Graph(graph.inputs, live_nodes(graph.nodes, value), value))
+    forward = emit_python(lower(Graph(graph.inputs, live_nodes(graph.nodes, value), value), keep_stops=True))
     with Counting() as whole:
         transform(parameters, x, y)
     with Counting() as alone:

@@ -11,7 +11,7 @@ from hypothesis import given
 from oracle import dense, matmul, positions
 from pullback.errors import GraphError
 from pullback.graph import Value
-from pullback.index import CANONICAL, Axis, Lookup, fresh, is_whole, of_label, plain_axes
+from pullback.index import CANONICAL, Axis, Indices, Lookup, fresh, is_whole, of_label, plain_axes
 from pullback.terms import (
     HOLE,
     Application,
@@ -36,12 +36,15 @@ from pullback.terms import (
     term_values,
     transpose,
     vanishes,
-    zero,
 )
-from pullback.terms import term as make_term
 from structures import LAWS, NumpyRealiser, World, jac, shape, term, worlds
 
 SMALL = (2, 3, 1, 0)
+
+
+def make_term(out: Indices, inp: Indices, *factors: Factor) -> Term:
+    """A term, in the order in which it is read: where, and then what."""
+    return Term(1, factors, out, inp)
 
 
 def same(left: Jac, right: Jac, world: World) -> None:
@@ -112,7 +115,7 @@ def test_identity_and_zero(world: World) -> None:
     (a,) = chain(world, 1)
     same(product(identity(a.out_shape, "float64"), a, world), a, world)
     same(product(a, identity(a.in_shape, "float64"), world), a, world)
-    assert not product(zero((2,), a.out_shape, "float64", "float64"), a, world).parts
+    assert not product(Jac((), (2,), a.out_shape, "float64", "float64"), a, world).parts
 
 
 @LAWS

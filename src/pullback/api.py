@@ -1,7 +1,8 @@
 """The transforms: what a user calls.
 
-Each takes a function and gives a function, with the argument order and result structure of `torch.func`.  The first call
-traces and compiles; later calls with arguments of the same shapes, dtypes and devices look the program up and run it.
+Each takes a function and gives a function, with the argument order and result structure of `torch.func`.  The first
+call traces and compiles; later calls with arguments of the same shapes, dtypes and devices look the program up and run
+it.
 """
 
 from collections.abc import Callable
@@ -28,7 +29,8 @@ def grad(
 
     Arguments:
         f: a function of tensors, or of any pytrees of them, that returns one scalar tensor of a floating dtype.
-        argnums: the position, or a tuple of positions, of the arguments to differentiate; negative ones count from the end.
+        argnums: the position, or a tuple of positions, of the arguments to differentiate; negative ones count from the
+            end.
         has_aux: whether `f` returns (output, aux), where `aux` is passed through undifferentiated.
         order: "auto", "forward", "reverse", or a list of vertex names: the sequence of elimination.
         backend: "auto" or "python".
@@ -219,7 +221,8 @@ def _order(order: Any) -> OrderName:
     try:
         return tuple(str(name) for name in order)
     except TypeError:
-        raise ArgumentError(f"order={order!r}: it must be 'auto', 'forward', 'reverse' or a list of vertex names") from None
+        required = "it must be 'auto', 'forward', 'reverse' or a list of vertex names"
+        raise ArgumentError(f"order={order!r}: {required}") from None
 
 
 def _check_backend(backend: Any) -> None:
@@ -241,15 +244,16 @@ def _check_tangents(primals: Any, tangents: Any) -> list[Any]:
     flat_primals, spec = tree_flatten(primals)
     flat, tangent_spec = tree_flatten(tangents)
     if spec != tangent_spec:
-        raise ArgumentError(f"jvp: the tangents must have the structure of the primals, {spec}; they have {tangent_spec}")
+        required = f"jvp: the tangents must have the structure of the primals, {spec}"
+        raise ArgumentError(f"{required}; they have {tangent_spec}")
     for k, (primal, tangent) in enumerate(zip(flat_primals, flat, strict=True)):
         if not hasattr(tangent, "shape") or not hasattr(primal, "shape"):
             seen = f"primal {k} is {_seen(primal)} and its tangent {_seen(tangent)}"
             raise ArgumentError(f"jvp: {seen}; both must be tensors")
         if primal.shape != tangent.shape or primal.dtype != tangent.dtype:
             raise ShapeError(
-                f"jvp: tangent {k} is {tangent.dtype} of shape {tuple(tangent.shape)}; its primal is {primal.dtype} of shape "
-                f"{tuple(primal.shape)}, and they must agree"
+                f"jvp: tangent {k} is {tangent.dtype} of shape {tuple(tangent.shape)}; its primal is {primal.dtype} of "
+                f"shape {tuple(primal.shape)}, and they must agree"
             )
     return flat
 

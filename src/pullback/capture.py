@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from . import torch_private as private
+from .detachment import private_detachments, refuse_writes
 from .errors import ArgumentError, CaptureError
 from .graph import Graph, Node, Value
-from .detachment import private_detachments, refuse_writes
 from .provenance import Namer, argument_names, describe, parameter_names, refusal, source_of, surrounding_names
 from .recording import (
     CLONE,
@@ -33,10 +33,10 @@ from .recording import (
     Step,
     Trace,
     map_tensors,
-    storage,
     tensors_in,
     unsupported_kind,
 )
+from .torch_private import schema, storage
 
 PASSES = 3  # decompositions may themselves write in place, which the next pass removes
 
@@ -282,7 +282,7 @@ def _replay(steps: list[Step], recorder: Recorder, known: dict[int, Tensor], no_
 @cache
 def _has_aliases(op: Any) -> bool:
     """Whether an operator writes into an argument or returns a view of one."""
-    return any(a.alias_info is not None for a in (*op._schema.arguments, *op._schema.returns))
+    return any(a.alias_info is not None for a in (*schema(op).arguments, *schema(op).returns))
 
 
 @contextmanager
@@ -354,21 +354,18 @@ def _live(steps: list[Step], wanted: set[int]) -> tuple[list[Step], set[int]]:
 
 
 def _node(step: Step, values: dict[int, Value], namer: Namer, made: set[int]) -> Node | None:
-    """A step as a node; None for a copy or detachment of what is constant anyway.
+    """A step as a node; None for a copy or a detachment (PyTorch's own, mostly) of what is constant anyway.
 
     made: identities of what the function makes of no other tensor.
     """
-    if step.op is CLONE and id(step.args[0]) in made:
-        values[id(step.results[0])] = values[id(step.args[0])]
-        return None
-    if step.op is DETACH and id(step.args[0]) in made:  # PyTorch's own, on what its factories make
+    if step.op in (CLONE, DETACH) and id(step.args[0]) in made:
         values[id(step.results[0])] = values[id(step.args[0])]
         return None
     if _is_factory(step):
         made.update(map(id, step.results))
     args = tuple(_argument(a, values) for a in step.args)
     kwargs = tuple((key, _argument(a, values)) for key, a in step.kwargs.items())
-    base = step.op._schema.name.partition("::")[2].lstrip("_")
+    base = schema(step.op).name.partition("::")[2].lstrip("_")
     outputs: list[Value | None] = []
     for result in step.results:
         new = isinstance(result, Tensor) and id(result) not in values  # unread ones too: a rule may read them
@@ -379,7 +376,7 @@ def _node(step: Step, values: dict[int, Value], namer: Namer, made: set[int]) ->
 
 
 def _is_factory(step: Step) -> bool:
-    name = step.op._schema.name
+    name = schema(step.op).name
     return name.endswith("_like") or "::new_" in name or not any(True for _ in tensors_in([step.args, step.kwargs]))
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from .compilation import OrderName, Task, compile_derivative, jvp_task, merged_tasks, split_program, vjp_task
+from .dtypes import torch_dtype
 from .emit.python import emit_python
-from .emit.tensors import torch_dtype
 from .graph import Graph, Value, live_nodes
 
 Run = Callable[..., tuple[Any, ...]]
@@ -67,7 +67,8 @@ def _by_columns(graph: Graph, sources: Sequence[Value], outputs: Sequence[Value]
             basis = [_basis(source, start, chunk_size).movedim(0, -1) for start in _starts(source, chunk_size)]
             columns = [program(*kept, tangent) for tangent in basis]
             joined = [torch.cat([c[k] for c in columns], -1)[..., : source.size] for k in range(len(outputs))]
-            blocks.append([j.reshape(o.shape + source.shape) for j, o in zip(joined, outputs, strict=True)])
+            dtype = torch_dtype(source.dtype)  # a Jacobian's; a tangent had that of the output
+            blocks.append([j.reshape(o.shape + source.shape).to(dtype) for j, o in zip(joined, outputs, strict=True)])
         jacobians = [block[k] for k in range(len(outputs)) for block in blocks]
         return (*jacobians, *results[: len(graph.outputs)])
 

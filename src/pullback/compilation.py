@@ -4,6 +4,8 @@
     choose_order  the sequence in which vertices are eliminated
     accumulate    multiply local Jacobians in that order; labelled expressions
     lower         labelled expressions become ATen operators; what is common is computed once, what is dead is gone
+    own_memory    no derivative shares memory with an input, an output or another derivative
+    schedule      what only a result needs is computed as soon as it can be
     emit          generated Python
 """
 
@@ -92,7 +94,8 @@ def compile_derivative(task: Task, order: OrderName, *, fuse: bool, name: str = 
     linear.check()
     candidates = [_accumulated(task, linear, choose_order(linear, o), fuse) for o in _orders_to_try(linear, order)]
     best = min(candidates, key=lambda c: c.multiplications)  # among equals the first: reverse
-    lowered = schedule(own_memory(lower(best.derived, keep_stops=not fuse), len(task.pairs)))
+    lowered = lower(best.derived, keep_stops=not fuse)
+    lowered = schedule(own_memory(lowered, len(task.pairs)))
     lowered.check()
     alternatives = {c.order.name: c.multiplications for c in candidates}
     program = emit_python(lowered, name=name, plain=fuse)
@@ -133,11 +136,6 @@ def _zero(builder: Builder, target: Value, source: Value, by_target: bool) -> Va
     return builder.node("zeros", (shape, dtype), [(shape, dtype)])[0]
 
 
-def compile_function(graph: Graph, name: str = "program") -> Program:
-    """The function itself as a program."""
-    return emit_python(lower(graph, keep_stops=True), name=name)
-
-
 # ---------------------------------------------------------------- tasks
 
 
@@ -145,9 +143,7 @@ def jacobian_task(graph: Graph, sources: Sequence[Value], outputs: Sequence[int]
     """The Jacobian of each of the outputs (given by number) in each source."""
     roots, seeds = [], {}
     for number, name in zip(outputs, names, strict=True):
-        output = graph.outputs[number]
-        if not isinstance(output, Value):  # a constant output: its Jacobian is zero
-            output = Value(name, (), sources[0].dtype, sources[0].device)
+        output = _output(graph, number, sources[0])
         root = Value(name, output.shape, output.dtype, output.device)
         roots.append(root)
         seeds[output, root] = identity(output.shape, output.dtype)
@@ -163,9 +159,7 @@ def vjp_task(graph: Graph, sources: Sequence[Value], outputs: Sequence[int], row
     seeds: dict[tuple[Value, Value], Jac] = {}
     cotangents = []
     for number in outputs:
-        output = graph.outputs[number]
-        if not isinstance(output, Value):
-            output = Value(f"output_{number}", (), sources[0].dtype, sources[0].device)
+        output = _output(graph, number, sources[0])
         cotangent = Value(f"cotangent_{number}", width + output.shape, output.dtype, output.device)
         cotangents.append(cotangent)
         axes = plain_axes(output.shape)
@@ -193,9 +187,7 @@ def jvp_task(graph: Graph, sources: Sequence[Value], outputs: Sequence[int], col
         seeds[root, source] = Jac((term,), source.shape, width, source.dtype, source.dtype)
     targets = []
     for number in outputs:
-        output = graph.outputs[number]
-        if not isinstance(output, Value):
-            output = Value(f"output_{number}", (), sources[0].dtype, sources[0].device)
+        output = _output(graph, number, sources[0])
         target = Value(f"output_{number}", output.shape, output.dtype, output.device)
         seeds[output, target] = identity(output.shape, output.dtype)
         targets.append(target)
@@ -216,6 +208,12 @@ def merged_tasks(graph: Graph, tasks: Sequence[Task]) -> Task:
     return Task(replace(graph, inputs=(*graph.inputs, *seeds)), request, pairs, True, tasks[0].by_target)
 
 
+def _output(graph: Graph, number: int, like: Value) -> Value:
+    """One of a graph's outputs; for a constant a value on which no path leads, so that its derivative is zero."""
+    output = graph.outputs[number]
+    return output if isinstance(output, Value) else Value(f"output_{number}", (), like.dtype, like.device)
+
+
 def _trivial(axes: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
     return tuple(Axis(0) if n == 1 else i for i, n in zip(axes, shape, strict=True))
 
@@ -223,8 +221,8 @@ def _trivial(axes: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
 def split_program(graph: Graph, late: int, derivatives: int) -> tuple[Graph, Graph]:
     """Cut a lowered graph in two: what can be computed before its last `late` inputs are known, and the rest.
 
-    The graph returns its derivatives first and then the function's outputs.  The first program returns those outputs and,
-    behind them, the values that the second one takes ahead of the late inputs; the second returns the derivatives.
+    The graph returns its derivatives first and then the function's outputs.  The first program returns those outputs
+    and, behind them, the values that the second one takes ahead of the late inputs; the second returns the derivatives.
     """
     early_inputs, late_inputs = graph.inputs[: len(graph.inputs) - late], graph.inputs[len(graph.inputs) - late :]
     early, first, second = set(early_inputs), [], []
@@ -237,7 +235,8 @@ def split_program(graph: Graph, late: int, derivatives: int) -> tuple[Graph, Gra
     wanted = graph.outputs[:derivatives]
     kept = tuple(dict.fromkeys(v for v in values_in(([n.inputs for n in second], wanted)) if v in early))
     forward = Graph(early_inputs, tuple(first), (*graph.outputs[derivatives:], *kept), graph.mutations)
-    return forward, Graph((*kept, *late_inputs), tuple(second), wanted)
+    backward = Graph((*kept, *late_inputs), tuple(second), wanted)
+    return forward, own_memory(backward, derivatives)  # else a caller could write into what is kept
 
 
 def check_sources(sources: Sequence[Value], describe: Callable[[Value], str]) -> None:

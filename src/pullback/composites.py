@@ -2,7 +2,8 @@
 
 `torch.cosine_similarity` bounds the norms from below in place and under `no_grad`, so that the bound has no derivative
 and the norms keep theirs.  `torch.cov` looks at the number of observations as a tensor to warn of too few of them, and
-`torch.corrcoef` is made of it.
+`torch.corrcoef` is made of it.  `torch.dropout` would copy its operand where nothing is dropped, so that a later change
+in place would not reach it.
 """
 
 from collections.abc import Callable
@@ -48,10 +49,16 @@ def corrcoef(input: Tensor) -> Tensor:
     return (covariance / deviation[:, None] / deviation).clamp(-1, 1)
 
 
+def dropout(input: Tensor, p: float, train: bool) -> Tensor:
+    """As `torch.dropout`: the very operand, where nothing is dropped."""
+    return torch.dropout(input, p, train) if train and p != 0 else input
+
+
 COMPOSITES: dict[Any, Callable[..., Any]] = {
     torch.cosine_similarity: cosine_similarity,
     torch.cov: cov,
     torch.Tensor.cov: cov,
     torch.corrcoef: corrcoef,
+    torch.dropout: dropout,
     torch.Tensor.corrcoef: corrcoef,
 }

@@ -5,9 +5,10 @@ from math import prod
 
 from .expressions import Contraction
 from .graph import Node, Value
-from .terms import Application, term_labels, Term
+from .terms import Application, Term, term_labels
 
-_MULTIPLYING = ("mul", "div", "pow", "reciprocal", "square", "backward", "softmax", "norm", "lerp", "addcmul", "addcdiv")
+# Words in the names of element-wise operators that multiply.
+_MULTIPLYING = "mul div pow reciprocal square backward softmax norm lerp addcmul addcdiv".split()
 
 
 def multiplications(nodes: Iterable[Node]) -> int:
@@ -49,7 +50,8 @@ def _application(application: Application, operand: int, result: Value, width: t
     out = result.size // max(prod(width), 1)
     if "convolution" in application.op:
         weights = [v for v in application.values() if len(v.shape) > 2]
-        return max((w.size for w in weights), default=1) * max(operand, out) // max(max((w.shape[0] for w in weights), default=1), 1)
+        channels = max((w.shape[0] for w in weights), default=1)
+        return max((w.size for w in weights), default=1) * max(operand, out) // max(channels, 1)
     return max(operand, out)
 
 
@@ -57,7 +59,7 @@ def _matrix_product(node: Node) -> int | None:
     name = node.op.split(".")[1] if "." in node.op else node.op
     if name not in ("mm", "bmm", "addmm", "baddbmm", "mv", "dot", "addmv"):
         return None
-    left = [v for v in node.inputs][-2]
+    left = node.inputs[-2]
     return node.results[0].size * left.shape[-1] if left.shape else node.results[0].size
 
 

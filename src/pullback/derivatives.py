@@ -1,7 +1,7 @@
 """What can be asked of a function: its gradient, Jacobian, products with it.
 
-Each kind of derivative turns a captured call into an `Executable`: which pairs of outputs and inputs to differentiate, and
-how the flat results are put back into the structure that `torch.func` would return.
+Each kind of derivative turns a captured call into an `Executable`: which pairs of outputs and inputs to differentiate,
+and how the flat results are put back into the structure that `torch.func` would return.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,12 +22,13 @@ from .compilation import (
     split_program,
     vjp_task,
 )
+from .dtypes import torch_dtype
 from .emit.python import emit_python
 from .errors import ArgumentError, CaptureError, ShapeError
 from .graph import Value
+from .provenance import describe
 from .structure import Leaf, Structure, numbered, rebuilder
-from .emit.tensors import torch_dtype
-from .torch_private import tree_flatten, tree_unflatten
+from .torch_private import tree_flatten, tree_unflatten, version
 
 Argnums = int | tuple[int, ...]
 
@@ -50,7 +51,8 @@ class Executable:
 class CapturedCall:
     """A function captured at some arguments.
 
-    argument_values: for each positional argument the graph inputs that its tensors became; None for a leaf that is no tensor.
+    argument_values: for each positional argument the graph inputs that its tensors became; None for a leaf that is no
+        tensor.
     argument_specs: the pytree of each positional argument.
     fuse: whether fused backward kernels may be used: not inside another transform.
     name, title: what the function is called, and that with the place where it stands, for messages.
@@ -103,14 +105,15 @@ class CapturedCall:
         return whole[0], whole[1], tree_flatten(whole[0])[1].num_leaves
 
     def _refuse_mutated(self, sources: Sequence[Value]) -> None:
-        changed = {old: new for old, new in self.captured.graph.mutations}
+        changed = dict(self.captured.graph.mutations)
         for value in sources:
             if value in changed:
                 producers = self.captured.graph.producers()
                 node = producers.get(changed[value])
                 raise CaptureError(
-                    f"{self.title} changes its argument {value.name!r} in place ({node.source if node else 'by copy_'}), and is "
-                    "differentiated with respect to it; write the new value to a new tensor instead"
+                    f"{self.title} changes its argument {value.name!r} in place "
+                    f"({node.source if node else 'by copy_'}), and is differentiated with respect to it; write the new "
+                    "value to a new tensor instead"
                 )
 
     def tensor_outputs(self, count: int) -> tuple[Value, ...]:
@@ -197,14 +200,14 @@ class Gradient:
     def _check_scalar(self, call: CapturedCall, output: Structure, count: int) -> None:
         if not isinstance(output, Leaf) or count != 1:
             raise ShapeError(
-                f"grad needs a function that returns one scalar tensor; {call.title} returns {_described(call, output)}: "
-                "use jacobian or vjp, or return the others through has_aux=True"
+                f"grad needs a function that returns one scalar tensor; {call.title} returns "
+                f"{_described(call, output)}: use jacobian or vjp, or return the others through has_aux=True"
             )
         (value,) = call.tensor_outputs(1)
         if value.shape != ():
             raise ShapeError(
-                f"grad needs a scalar; {call.title} returns {value.type}{call.line_of(value)}: reduce it (for instance by "
-                ".sum() or .mean()), or use jacobian"
+                f"grad needs a scalar; {call.title} returns {value.type}{call.line_of(value)}: reduce it (for instance "
+                "by .sum() or .mean()), or use jacobian"
             )
 
 
@@ -220,14 +223,12 @@ class Jacobian:
     def compile(self, call: CapturedCall) -> Executable:
         """The Jacobians, output by output."""
         sources = call.sources(self.argnums)
-        output, aux, count = call.result(self.has_aux, 0)
-        call.tensor_outputs(count)
+        output, _, count = call.result(self.has_aux, 0)
+        outputs = call.tensor_outputs(count)
         structure = self._structure(call, output, count, len(sources))
-        aux_shift = count * len(sources)
-        if self.has_aux:
-            structure = (structure, call.result(True, aux_shift)[1])
+        if self.has_aux:  # the function's own results stand behind the Jacobians
+            structure = (structure, call.result(True, count * len(sources))[1])
         if self.chunk_size is not None:
-            outputs = call.tensor_outputs(count)
             run = jacobian_in_chunks(call.captured.graph, sources, outputs, self.order, self.chunk_size)
             return Executable(run, rebuilder(structure))
         names = ["output"] if count == 1 else [f"output_{k}" for k in range(count)]
@@ -259,33 +260,45 @@ class VectorJacobian:
         compiled = compile_derivative(task, "reverse", fuse=call.fuse, name=f"vjp_{_identifier(call.name)}")
         first, second = split_program(compiled.program.graph, count, len(sources))
         forward, backward = emit_python(first, name="forward"), emit_python(second, name="backward")
-        gradient = call.structure(argnums, 0)
-        finish_gradient = rebuilder(gradient)
+        finish_gradient = rebuilder(call.structure(argnums, 0))
         finish_output = rebuilder((output, aux) if self.has_aux else output)
-        number_of_results = len(call.outputs)
 
         def finish(results: tuple[Any, ...]) -> Any:
-            outcome = finish_output(results[:number_of_results])
-            kept = results[number_of_results:]
-            versions = _versions(kept) if call.fuse else []  # else they belong to a trace, or to vmap
+            outcome = finish_output(results[: len(call.outputs)])
+            kept = _Kept.of(results[len(call.outputs) :], call)
 
             def pull_back(*cotangents: Any) -> Any:
                 flat = _check_cotangents(cotangents, output, outputs, call.title)
-                if call.fuse and _versions(kept) != versions:
-                    raise ArgumentError(
-                        f"a tensor that {call.title} read or returned was changed in place after vjp, and pull_back needs "
-                        "it as it was: change a .clone() of it instead"
-                    )
-                return finish_gradient(backward.run(*kept, *flat))
+                return finish_gradient(backward.run(*kept.unchanged(), *flat))
 
             return (outcome[0], pull_back, outcome[1]) if self.has_aux else (outcome, pull_back)
 
         return Executable(forward.run, finish, compiled)
 
 
-def _versions(tensors: Sequence[torch.Tensor]) -> list[int]:
-    """How often each tensor was changed in place; not counted of tensors made in inference mode."""
-    return [0 if t.is_inference() else t._version for t in tensors]
+@dataclass(frozen=True)
+class _Kept:
+    """What the backward program needs of the forward one, and how often each tensor had been changed in place by then.
+
+    versions: None where the tensors belong to a trace, or to `vmap`, and have none.
+    """
+
+    tensors: tuple[torch.Tensor, ...]
+    versions: list[int] | None
+    title: str
+
+    @classmethod
+    def of(cls, tensors: tuple[torch.Tensor, ...], call: CapturedCall) -> "_Kept":
+        return cls(tensors, list(map(version, tensors)) if call.fuse else None, call.title)
+
+    def unchanged(self) -> tuple[torch.Tensor, ...]:
+        """The tensors.  Raises ArgumentError if one of them is not as it was."""
+        if self.versions is not None and list(map(version, self.tensors)) != self.versions:
+            raise ArgumentError(
+                f"a tensor that {self.title} read or returned was changed in place after vjp, and pull_back needs it "
+                "as it was: change a .clone() of it instead"
+            )
+        return self.tensors
 
 
 def _check_cotangents(
@@ -296,15 +309,14 @@ def _check_cotangents(
     flat, spec = tree_flatten(given)
     _, wanted = tree_flatten(output, is_leaf=lambda x: isinstance(x, Leaf))
     if spec != wanted:
-        raise ArgumentError(f"the cotangents of {name} must have the structure of its output, {wanted}; they have {spec}")
+        required = f"the cotangents of {name} must have the structure of its output, {wanted}"
+        raise ArgumentError(f"{required}; they have {spec}")
     for k, (cotangent, value) in enumerate(zip(flat, outputs, strict=True)):
         if not isinstance(cotangent, torch.Tensor):
             raise ArgumentError(f"cotangent {k} of {name} is {cotangent!r}, not a tensor")
         if tuple(cotangent.shape) != value.shape or cotangent.dtype != torch_dtype(value.dtype):
-            raise ShapeError(
-                f"cotangent {k} of {name} must be {value.type} like the output; it is "
-                f"{str(cotangent.dtype).removeprefix('torch.')}{list(cotangent.shape)}"
-            )
+            required = f"cotangent {k} of {name} must be {value.type} like the output"
+            raise ShapeError(f"{required}; it is {describe(cotangent)}")
     return flat
 
 

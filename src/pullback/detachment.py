@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .provenance import refusal
-from .recording import DETACH, Step, storage, tensors_in
+from .recording import DETACH, Step, tensors_in
+from .torch_private import storage
 
 
 def private_detachments(steps: Sequence[Step], outside: Sequence[Tensor], leaves: Sequence[Tensor]) -> frozenset[int]:

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .dtypes import torch_dtype
 from .errors import GraphError
 from .expressions import Contraction, Placement
 from .graph import DType, Node, Value
 from .index import Axis, Index, Indices, Label, labels_of, of_label
-from .terms import HOLE, Application, Factor, Jac, Kernel, Scalar, transpose
+from .terms import Application, Factor, Jac, Kernel, Scalar, fill, transpose
 from .torch_private import overload
 
 Tensors = Mapping[Value, Tensor]
@@ -111,17 +112,9 @@ def _dtype(node: Node) -> torch.dtype:
     return torch_dtype(node.results[0].dtype)
 
 
-def torch_dtype(name: str) -> torch.dtype:
-    """The dtype object of a dtype name.  Raises GraphError if there is none."""
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise GraphError(f"{name!r} is no dtype of PyTorch's")
-    return dtype
-
-
 def _call(application: Application, operand: Tensor, values: Tensors) -> Tensor:
     """A linear operator applied to one operand."""
-    args = _tensors(tuple(operand if a is HOLE else a for a in application.args), values)
+    args = _tensors(fill(application.args, operand), values)
     kwargs = {name: _tensors(a, values) for name, a in application.kwargs}
     return _as_results(_callable(application.op)(*args, **kwargs))[application.output]
 
@@ -227,4 +220,4 @@ def _entries(tensor: Tensor, axes: Indices, grid: Mapping[Label, Tensor], points
     return tensor.reshape(-1)[_flat(axes, tuple(tensor.shape), grid, points, values)]
 
 
-__all__ = ["dense", "evaluate", "pull", "push", "torch_dtype"]
+__all__ = ["dense", "evaluate", "pull", "push"]

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from .capture import capture
+from .dtypes import torch_dtype
 from .errors import ArgumentError, MissingRuleError, ShapeError
-from .evaluation import dense, evaluate, pull, torch_dtype
+from .evaluation import dense, evaluate, pull
 from .expressions import Builder
 from .graph import COMPLEX, Graph, Node, Source, Value, format_argument, values_in
 from .notation import formula, structure
@@ -48,7 +49,7 @@ class TracedGraph(Graph):
     """A `Graph` that can be walked forward and backward, one node at a time.
 
     captured_tensors: what the function reads besides its arguments, in the order of the last inputs.
-    arguments: the leaves of the example arguments, with None for each tensor.
+    arguments: the leaves of the example arguments, with a mark for each tensor.
     in_spec, out_spec: the structures of arguments and result.
     """
 

@@ -1,11 +1,11 @@
-"""Derived nodes: the labelled expressions that derivatives are made of until lowering, and the builder that shares them.
+"""Derived nodes: the labelled expressions that derivatives are made of until lowering; the builder that shares them.
 
     contract   out[labels] = scale · Σ Π factor[…]                a product of entries, summed over all other labels
     place      out[axes] += value[labels], zero elsewhere          a payload put where its labels say
     apply      a linear operator call on an operand with leading axes
 
-and pointwise ATen operators.  The shape of a derived node is read off its labels and its dtype is that of the value it is
-adjoint (or tangent) of, so nothing here needs to know what an operator does.  Equal expressions are one node.
+and pointwise ATen operators.  The shape of a derived node is read off its labels and its dtype is that of the value it
+is adjoint (or tangent) of, so nothing here needs to know what an operator does.  Equal expressions are one node.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Union, cast, overload
 
-from .graph import COMPLEX, FLOATING, Node, Source, Value, replace_values, values_in
+from .graph import COMPLEX, FLOATING, Expression, Node, Source, Value
 from .index import Axis, Indices, Label, labels_of, tables_of
 from .terms import Application, Factor, Scalar, Term, canonical
 
 
 @dataclass(frozen=True)
-class Contraction:
+class Contraction(Expression):
     """out[labels] = scale · Σ Π factor[…], summed over the labels that are not in `labels`.
 
     axes: the labels as axes of the result, with `Axis(0)` for every axis of size 1 that is to stand between them.
@@ -60,7 +60,7 @@ class Contraction:
 
 
 @dataclass(frozen=True)
-class Placement:
+class Placement(Expression):
     """out[axes] += value[labels] for every setting of the labels; zero elsewhere."""
 
     value: Value
@@ -89,8 +89,8 @@ def _replace_tables(axes: Indices, replacement: Callable[[Value], Any]) -> Indic
 
 # ---------------------------------------------------------------- dtypes
 
-_RANK = {"bool": 0, "uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "float16": 6, "bfloat16": 6, "float32": 7}
-_RANK |= {"float64": 8, "complex32": 9, "complex64": 10, "complex128": 11}
+_RANK = {"bool": 0, "uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "float16": 6, "bfloat16": 6}
+_RANK |= {"float32": 7, "float64": 8, "complex32": 9, "complex64": 10, "complex128": 11}
 
 
 def promote(arguments: Sequence[Any], default: str = "float32") -> str:
@@ -132,9 +132,6 @@ def broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 # ---------------------------------------------------------------- building
 
-RANDOM = ("rand", "bernoulli", "dropout", "normal", "multinomial", "poisson", "exponential", "uniform")
-
-
 class Builder:
     """Collects nodes; an expression that was built before is returned, not built again."""
 
@@ -156,7 +153,7 @@ class Builder:
         name: str = "",
     ) -> tuple[Value, ...]:
         """The results of an operator call, one for each (shape, dtype) in `types`."""
-        known = self._known.get((op, hashable(args), hashable(kwargs)))
+        known = self._known.get(_key(op, args, kwargs, types))
         if known is not None and all(k is not None or t is None for k, t in zip(known, types, strict=True)):
             return tuple(k for k, t in zip(known, types, strict=True) if k is not None and t is not None)
         outputs = tuple(
@@ -164,21 +161,24 @@ class Builder:
         )
         return self._append(Node(op, args, kwargs, outputs, self.source, self.scope))
 
-    def adopt(self, node: Node) -> tuple[Value | None, ...]:
-        """Append a node that exists already; where an equal one is there, return that one's outputs instead."""
-        known = self._known.get((node.op, hashable(node.args), hashable(node.kwargs)))
+    def adopt(self, node: Node, *, shared: bool = True) -> tuple[Value | None, ...]:
+        """Append a node that exists already; where an equal one is there, return that one's outputs instead.
+
+        shared: whether a later equal node may be this one; not if it draws random numbers.
+        """
+        known = self._known.get(_key_of(node))
         if known is not None and all(k is not None or o is None for k, o in zip(known, node.outputs, strict=True)):
             return known
         for value in node.results:
             self.reserve(value.name)
-        self._append(node)
+        self._append(node, shared)
         return node.outputs
 
-    def _append(self, node: Node) -> tuple[Value, ...]:
+    def _append(self, node: Node, shared: bool = True) -> tuple[Value, ...]:
         self.nodes.append(node)
         self.producer.update((v, node) for v in node.results)
-        if not any(word in node.op for word in RANDOM):
-            self._known[node.op, hashable(node.args), hashable(node.kwargs)] = node.outputs
+        if shared:
+            self._known[_key_of(node)] = node.outputs
         return node.results
 
     def name(self, wanted: str) -> str:
@@ -208,19 +208,36 @@ class Builder:
         expression = Contraction(scale, term.factors, cast(tuple[Axis, ...], term.out))
         return self.node("contract", (expression,), [(shape, dtype)], name=name)[0]
 
-    def place(self, value: Value, labels: tuple[Label, ...], axes: Indices, shape: tuple[int, ...], name: str = "") -> Value:
+    def place(
+        self, value: Value, labels: tuple[Label, ...], axes: Indices, shape: tuple[int, ...], name: str = ""
+    ) -> Value:
         """A payload put into a tensor of zeros at the positions its labels say."""
         return self.node("place", (Placement(value, labels, axes),), [(shape, value.dtype)], name=name)[0]
 
     def apply(
-        self, application: Application, operand: Value, width: tuple[int, ...], shape: tuple[int, ...], dtype: str, name: str = ""
+        self, application: Application, operand: Value, width: tuple[int, ...], shape: tuple[int, ...], dtype: str
     ) -> Value:
         """A linear operator applied to each of the operands that lie along the leading axes `width`."""
-        return self.node("apply", (application, operand, width), [(width + shape, dtype)], name=name)[0]
+        return self.node("apply", (application, operand, width), [(width + shape, dtype)])[0]
 
     def cast(self, value: Value, dtype: str) -> Value:
         """The value in another dtype."""
         return value if value.dtype == dtype else self.pointwise("cast", value, dtype, dtype=dtype)
+
+
+def _key(op: str, args: Any, kwargs: Any, types: Sequence[tuple[tuple[int, ...], str] | None]) -> Any:
+    """What equal calls have in common.
+
+    An ATen operator's arguments determine its results; those of an expression do not say its dtype, or how large the
+    tensor is that it is placed into.
+    """
+    results = () if op.startswith("aten.") else tuple(None if t is None else (tuple(t[0]), t[1]) for t in types)
+    return op, hashable(args), hashable(kwargs), results
+
+
+def _key_of(node: Node) -> Any:
+    types = [None if v is None else (v.shape, v.dtype) for v in node.outputs]
+    return _key(node.op, node.args, node.kwargs, types)
 
 
 def hashable(tree: Any) -> Any:
@@ -355,7 +372,7 @@ class Symbol:
         return Symbol(self.builder.pointwise(f"aten.{op}", *bare, dtype=dtype), self.builder)
 
 
-def where(condition: Symbol, yes: Operand, no: Operand) -> Operand:
+def where(condition: Symbol, yes: Operand, no: Operand) -> Symbol:
     """Choose element by element; the dtype is that of the choices."""
     if not isinstance(yes, Symbol) and not isinstance(no, Symbol):
         return condition.of("where.Scalar", condition, yes, no)
@@ -370,4 +387,4 @@ def _is(operand: Any, number: int) -> bool:
     return not isinstance(operand, Symbol) and operand == number
 
 
-__all__ = ["Builder", "Contraction", "Operand", "Placement", "Symbol", "broadcast", "hashable", "promote", "replace_values", "values_in", "where"]
+__all__ = ["Builder", "Contraction", "Operand", "Placement", "Symbol", "broadcast", "hashable", "promote", "where"]

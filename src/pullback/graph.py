@@ -70,6 +70,20 @@ class Value:
         return f"{self.name}: {self.type}"
 
 
+class Expression:
+    """An argument that holds values inside, as those of derived nodes do."""
+
+    __slots__ = ()
+
+    def values(self) -> Iterator[Value]:
+        """Every tensor that is read."""
+        raise NotImplementedError
+
+    def replace_values(self, replacement: Callable[[Value], Any]) -> "Expression":
+        """The same expression of other tensors."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Node:
     """One operator applied to values and constants.
@@ -152,7 +166,7 @@ def values_in(tree: Any) -> Iterator[Value]:
     elif isinstance(tree, (tuple, list)):
         for item in tree:
             yield from values_in(item)
-    elif hasattr(tree, "values"):
+    elif isinstance(tree, Expression):
         yield from tree.values()
 
 
@@ -162,7 +176,7 @@ def replace_values(tree: Any, replacement: Callable[[Value], Any]) -> Any:
         return replacement(tree)
     if isinstance(tree, (tuple, list)):
         return tuple(replace_values(item, replacement) for item in tree)
-    if hasattr(tree, "replace_values"):
+    if isinstance(tree, Expression):
         return tree.replace_values(replacement)
     return tree
 
@@ -184,4 +198,4 @@ def format_argument(argument: Any) -> str:
         return argument.name
     if isinstance(argument, (tuple, list)):
         return f"[{', '.join(map(format_argument, argument))}]"
-    return str(argument) if hasattr(argument, "values") else repr(argument)
+    return str(argument) if isinstance(argument, Expression) else repr(argument)

@@ -16,12 +16,10 @@ from typing import Any
 import numpy
 import torch
 
-Lookup = Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[Any, ...] | None]
+from .dtypes import dtype_name
+from .torch_private import count_function_modes, is_any_autocast_enabled, peek_interpreter
 
-# Private interfaces, read at every call; they belong to `torch_private`.
-peek_interpreter: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
-count_function_modes: Callable[[], int] = torch._C._len_torch_function_stack
-is_autocast: Callable[[], bool] = torch._C._is_any_autocast_enabled
+Lookup = Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[Any, ...] | None]
 
 # What reading a path or a property can raise once the object there has become something else.
 MISSES = (AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError)
@@ -239,7 +237,7 @@ def describe(value: Any) -> str:
     """An object in a few words, for a log line or an error; never its elements."""
     if isinstance(value, torch.Tensor):
         kind = "" if type(value) is torch.Tensor else f"{type(value).__name__} "
-        return f"{kind}{str(value.dtype).removeprefix('torch.')}{list(value.shape)} on {value.device}{_strides(value)}"
+        return f"{kind}{dtype_name(value.dtype)}{list(value.shape)} on {value.device}{_strides(value)}"
     if is_constant(value) and type(value) is not numpy.ndarray:
         text = repr(value)
         return text if len(text) <= 80 else f"{text[:77]}..."
@@ -266,7 +264,7 @@ def default_device() -> torch.device:
 
 def autocast_settings() -> tuple[Any, ...]:
     """What autocast does to each kind of device."""
-    if not is_autocast():
+    if not is_any_autocast_enabled():
         return ()
     kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
     return tuple((kind, torch.get_autocast_dtype(kind)) for kind in kinds)
@@ -283,7 +281,7 @@ SETTINGS: tuple[tuple[str, Callable[[], Any], str], ...] = (
 # The usual value of a setting is told by a call that costs a tenth of a microsecond, without one of Python's own.
 QUICK: dict[Callable[[], Any], tuple[Any, str, Callable[[], Any]]] = {
     is_transforming: (False, "{quick}() is not None", peek_interpreter),
-    autocast_settings: ((), "{quick}()", is_autocast),
+    autocast_settings: ((), "{quick}()", is_any_autocast_enabled),
     default_device: (CPU, "{quick}() and {read}() != {value}", count_function_modes),
 }
 

@@ -6,7 +6,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from types import FrameType
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import torch_private as private
+from .dtypes import device_name, dtype_name
 from .errors import CaptureError
 from .graph import Source, Value
 
@@ -91,18 +92,6 @@ class Namer:
         return name
 
 
-@cache
-def dtype_name(dtype: torch.dtype) -> str:
-    """A dtype as a graph names it: "float32"."""
-    return str(dtype).removeprefix("torch.")
-
-
-@lru_cache(maxsize=64)
-def device_name(device: torch.device) -> str:
-    """A device as a graph names it: "cpu", "cuda:0"."""
-    return str(device)
-
-
 def describe(tensor: Tensor) -> str:
     """The dtype and shape of a tensor, as in `float32[3, 2]`."""
     return f"{dtype_name(tensor.dtype)}[{', '.join(map(str, tensor.shape))}]"
@@ -114,7 +103,7 @@ def argument_names(f: Callable[..., Any], flat_arguments: Sequence[Any], in_spec
     Under a string key the parameter is left out where that is clear: `params["fc1.weight"]` is `fc1.weight`.
     """
     paths, _ = private.tree_flatten_with_path(private.tree_unflatten(list(range(len(flat_arguments))), in_spec))
-    parameters = _parameters(f)
+    parameters = parameters_of(f)
     long, short = [], []
     for (kind, place, *keys), _ in paths:
         positional = kind.idx == 0
@@ -125,7 +114,8 @@ def argument_names(f: Callable[..., Any], flat_arguments: Sequence[Any], in_spec
     return [brief if short.count(brief) == 1 else full for brief, full in zip(short, long, strict=True)]
 
 
-def _parameters(f: Callable[..., Any]) -> list[inspect.Parameter]:
+def parameters_of(f: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The parameters of a function; none where Python cannot tell."""
     try:
         return list(inspect.signature(f).parameters.values())
     except (TypeError, ValueError):

@@ -8,7 +8,6 @@ function the user called, and refuses what would take a value out of the graph.
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from . import torch_private as private
 from .composites import COMPOSITES
 from .graph import Source
 from .provenance import describe, refusal, user_source
+from .torch_private import storage
 
 ATEN = torch.ops.aten
 DETACH, LIFT_FRESH = ATEN.detach.default, ATEN.lift_fresh.default
@@ -80,7 +80,7 @@ class Step:
     @property
     def mutates(self) -> bool:
         """Whether the call writes into one of its arguments."""
-        return bool(self.op._schema.is_mutable)
+        return bool(private.schema(self.op).is_mutable)
 
 
 @dataclass
@@ -211,7 +211,7 @@ class Recorder(private.TorchDispatchMode):
             with self:
                 return op.decompose(*args, **kwargs)
         self.source, self.scope = user_source(), self.trace.scope
-        mutates, stopping = op._schema.is_mutable, not torch.is_grad_enabled()
+        mutates, stopping = private.schema(op).is_mutable, not torch.is_grad_enabled()
         self.decomposing = self.decomposing and not mutates
         if mutates and stopping:
             args, kwargs = self.stop_operands(op, args, kwargs)
@@ -240,7 +240,7 @@ class Recorder(private.TorchDispatchMode):
 
     def is_composite(self, op: Any, args: tuple[Any, ...]) -> bool:
         """Whether autograd would have taken the call apart, had it not been skipped (in inference mode, say)."""
-        return _can_decompose(op) and private.would_decompose(op, args)
+        return private.can_decompose(op) and private.would_decompose(op, args)
 
     def leaf(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make a call that stays in the graph."""
@@ -288,8 +288,9 @@ class Recorder(private.TorchDispatchMode):
 
     def stop_operands(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Under `no_grad`, cut what flows into a tensor that is changed in place."""
-        named = dict(zip([a.name for a in op._schema.arguments], args, strict=False)) | kwargs
-        written = {a.name for a in op._schema.arguments if a.alias_info is not None and a.alias_info.is_write}
+        parameters = private.schema(op).arguments
+        named = dict(zip([a.name for a in parameters], args, strict=False)) | kwargs
+        written = {a.name for a in parameters if a.alias_info is not None and a.alias_info.is_write}
         targets = [t for name in written for t in tensors_in(named.get(name))]
         foreign = {storage(fake) for _, fake in self.trace.lifted.values()}
         foreign |= {storage(fake) for fake in self.trace.inputs}
@@ -300,19 +301,12 @@ class Recorder(private.TorchDispatchMode):
                     "The derivative of that is not defined: compute a new tensor, and use .detach() where it is meant.",
                 )
         kept = {id(t) for t in targets}
+
+        def cut(tensor: Tensor) -> Tensor:
+            return DETACH(tensor) if _differentiable(tensor) and id(tensor) not in kept else tensor
+
         with self:
-            cut = lambda t: DETACH(t) if _differentiable(t) and id(t) not in kept else t  # noqa: E731
             return map_tensors(args, cut), map_tensors(kwargs, cut)
-
-
-@cache
-def _can_decompose(op: Any) -> bool:
-    return bool(op._can_decompose())
-
-
-def storage(tensor: Tensor) -> int:
-    """The identity of the memory that a tensor is a view of."""
-    return int(tensor.untyped_storage()._cdata)
 
 
 def _differentiable(tensor: Tensor) -> bool:

@@ -6,7 +6,6 @@ and collects the tensors that the program takes; it returns None if anything has
 """
 
 import functools
-import inspect
 import logging
 import threading
 from collections import OrderedDict
@@ -20,6 +19,7 @@ import torch
 from .environment import Environment
 from .errors import ArgumentError, CaptureError
 from .guards import Lookup, Script, describe, guard_settings, guard_tensor, guard_value, is_constant, is_transforming
+from .provenance import parameters_of
 from .torch_private import is_traced, tree_flatten, tree_flatten_with_path
 
 LOG = logging.getLogger("pullback")
@@ -163,7 +163,7 @@ class _Arguments(Environment):
         self.script.miss_if(condition, text, f"a {type(value).__name__} of {size}", _sized(name))
         fields = getattr(value, "_fields", None)
         texts = [f"{text}.{n}" for n in fields] if fields else [f"{text}[{k}]" for k in range(size)]
-        self._add_all(value, self.script.unpack(name, texts, text), texts)
+        self.add_all(value, self.script.unpack(name, texts, text), texts)
 
     def _add_dict(self, value: Any, name: str, text: str) -> None:
         script, keys = self.script, list(value)
@@ -172,9 +172,10 @@ class _Arguments(Environment):
         expected = f"a {type(value).__name__} with keys {describe(keys)}"
         script.miss_if(f"type({name}) is not {cls} or {order}", text, expected, _sized(name))
         texts = [f"{text}[{key!r}]" for key in keys]
-        self._add_all(value.values(), script.unpack(f"{name}.values()", texts, text), texts)
+        self.add_all(value.values(), script.unpack(f"{name}.values()", texts, text), texts)
 
-    def _add_all(self, values: Any, names: list[str], texts: list[str]) -> None:
+    def add_all(self, values: Any, names: list[str], texts: list[str]) -> None:
+        """Guard several arguments."""
         for value, name, text in zip(values, names, texts, strict=True):
             self.add_argument(value, name, text)
 
@@ -200,7 +201,7 @@ class _Arguments(Environment):
         leaves, found = self.script.unpack(f"{flatten}({name})", [text, text], text)
         self.script.miss_if(f"{found} != {kept}", text, str(spec), f"str({found})")
         texts = [f"{text}{''.join(map(str, path))}" for path, _ in paths]
-        self._add_all([leaf for _, leaf in paths], self.script.unpack(leaves, texts, text), texts)
+        self.add_all([leaf for _, leaf in paths], self.script.unpack(leaves, texts, text), texts)
 
     def _guard_type_of(self, value: Any, name: str, text: str) -> None:
         cls = self.script.constant(type(value))
@@ -227,23 +228,19 @@ def _guard_positional(walk: _Arguments, f: Any, args: tuple[Any, ...]) -> None:
     expected = f"{len(args)}"
     walk.script.miss_if(f"len(args) != {len(args)}", "the number of positional arguments", expected, "len(args)")
     texts = _parameter_names(f, len(args))
-    walk._add_all(args, walk.script.unpack("args", texts, "args"), texts)
+    walk.add_all(args, walk.script.unpack("args", texts, "args"), texts)
 
 
 def _guard_keywords(walk: _Arguments, kwargs: dict[str, Any]) -> None:
     names = list(kwargs)
     condition = f"[*kwargs] != {walk.script.constant(names)}" if names else "kwargs"
     walk.script.miss_if(condition, "the keyword arguments", str(names), "str([*kwargs])")
-    walk._add_all(kwargs.values(), walk.script.unpack("kwargs.values()", names, "kwargs"), names)
+    walk.add_all(kwargs.values(), walk.script.unpack("kwargs.values()", names, "kwargs"), names)
 
 
 def _parameter_names(f: Any, count: int) -> list[str]:
     """What the function calls its first arguments."""
-    try:
-        parameters = list(inspect.signature(f).parameters.values())
-    except (TypeError, ValueError):
-        parameters = []
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names = [p.name for p in parameters_of(f) if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return (names + [f"args[{k}]" for k in range(len(names), count)])[:count]
 
 

@@ -18,7 +18,7 @@ from math import prod
 from typing import Any, Protocol
 
 from .errors import GraphError
-from .graph import Value, replace_values, values_in
+from .graph import Expression, Value, replace_values, values_in
 from .index import (
     Disjoint,
     Index,
@@ -76,7 +76,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Application:
+class Application(Expression):
     """A linear operator call with its operand left open: `op(*args)` with `HOLE` for the operand.
 
     output: which of the operator's results is meant.
@@ -103,6 +103,11 @@ class Application:
     def __repr__(self) -> str:
         arguments = ", ".join(a.name if isinstance(a, Value) else repr(a) for a in self.args)
         return f"{self.op}({arguments})"
+
+
+def fill(arguments: tuple[Any, ...], operand: Any) -> tuple[Any, ...]:
+    """The arguments with the operand in its place."""
+    return tuple(operand if a is HOLE else fill(a, operand) if isinstance(a, tuple) else a for a in arguments)
 
 
 @dataclass(frozen=True)
@@ -166,26 +171,13 @@ class Realiser(Protocol):
         ...
 
 
-# ---------------------------------------------------------------- making terms
-
-
-def term(out: Indices, inp: Indices, *factors: Factor, scale: Scalar = 1) -> Term:
-    """A term, in the order in which it is read: where, and then what."""
-    return Term(scale, factors, out, inp)
+# ---------------------------------------------------------------- the algebra
 
 
 def identity(shape: tuple[int, ...], dtype: str) -> Jac:
     """∂x/∂x."""
     axes = plain_axes(shape)
     return Jac((Term(1, (), axes, axes),), shape, shape, dtype, dtype)
-
-
-def zero(out_shape: tuple[int, ...], in_shape: tuple[int, ...], out_dtype: str, in_dtype: str) -> Jac:
-    """The Jacobian of what does not depend on x."""
-    return Jac((), out_shape, in_shape, out_dtype, in_dtype)
-
-
-# ---------------------------------------------------------------- the algebra
 
 
 def add(left: Jac, right: Jac) -> Jac:

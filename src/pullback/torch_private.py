@@ -67,16 +67,24 @@ get_fastpath_enabled: Callable[[], bool] = _private("torch.backends.mha:get_fast
 get_mkldnn_enabled: Callable[[], bool] = _private("torch._C:_get_mkldnn_enabled")
 set_mkldnn_enabled: Callable[[bool], None] = _private("torch._C:_set_mkldnn_enabled")
 set_fastpath_enabled: Callable[[bool], None] = _private("torch.backends.mha:set_fastpath_enabled")
+peek_interpreter: Callable[[], Any] = _private("torch._C._functorch:peek_interpreter_stack")
+count_function_modes: Callable[[], int] = _private("torch._C:_len_torch_function_stack")
+is_any_autocast_enabled: Callable[[], bool] = _private("torch._C:_is_any_autocast_enabled")
 set_grad_enabled: Callable[[bool], None] = _private("torch._C:_set_grad_enabled")
 before_any_module: Callable[..., Any] = _private("torch.nn.modules.module:register_module_forward_pre_hook")
 after_any_module: Callable[..., Any] = _private("torch.nn.modules.module:register_module_forward_hook")
+
+ATTRIBUTES: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "torch._ops:OpOverload": (torch.ops.aten.add.Tensor, ("_op", "_schema", "_can_decompose")),
+    "torch:Tensor": (Tensor, ("_version",)),
+    "torch:UntypedStorage": (torch.UntypedStorage, ("_cdata",)),
+}
 
 
 def check_all() -> None:
     """Raise UnsupportedTorchError unless every private interface that we use exists in the installed PyTorch."""
     missing = [place for place in PLACES if _find(place) is None]
-    if not hasattr(torch.ops.aten.add.Tensor, "_op"):
-        missing.append("torch._ops:OpOverload._op")
+    missing += [f"{place}.{a}" for place, (owner, names) in ATTRIBUTES.items() for a in names if not hasattr(owner, a)]
     if missing:
         raise UnsupportedTorchError(
             f"pullback supports PyTorch {SUPPORTED}.x, but PyTorch {torch.__version__} is installed, which lacks "
@@ -107,6 +115,27 @@ def fast_overload(op: str) -> Callable[..., Any]:
     """The same operator as the dispatcher's own callable, which is a little quicker than the `OpOverload` around it."""
     call: Callable[..., Any] = overload(op)._op
     return call
+
+
+def schema(op: Any) -> Any:
+    """What an operator takes and returns, what it writes into, and what shares memory with what."""
+    return op._schema
+
+
+@cache
+def can_decompose(op: Any) -> bool:
+    """Whether an operator is defined by others."""
+    return bool(op._can_decompose())
+
+
+def storage(tensor: Tensor) -> int:
+    """The identity of the memory that a tensor is a view of."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; 0 for one made in inference mode, of which that is not counted."""
+    return 0 if tensor.is_inference() else int(tensor._version)
 
 
 def is_fake(tensor: Tensor) -> bool:

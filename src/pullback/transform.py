@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from .capture import Captured, capture
+from .compilation import Compiled
 from .derivatives import Argnums, CapturedCall, Executable, check_call
 from .errors import ArgumentError, PullbackError
 from .guards import is_transforming
@@ -73,22 +74,21 @@ class Transform:
 
         Raises: as calling the transform.
         """
-        entry, _ = find(self.kind, self.f, args, kwargs)
-        executable: Executable = entry.program
-        if executable.compiled is None:
-            raise PullbackError("a transform with a chunk_size runs one program many times and has no single plan")
-        return executable.compiled.plan()
+        return self._compiled("plan", args, kwargs).plan()
 
     def graph_module(self, *args: Any, **kwargs: Any) -> "torch.fx.GraphModule":
         """The derivative's program for such arguments as a `torch.fx.GraphModule`; it takes and returns flat tensors.
 
         Raises: as calling the transform.
         """
+        return self._compiled("graph", args, kwargs).graph_module()
+
+    def _compiled(self, wanted: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compiled:
         entry, _ = find(self.kind, self.f, args, kwargs)
         executable: Executable = entry.program
         if executable.compiled is None:
-            raise PullbackError("a transform with a chunk_size runs one program many times and has no single graph")
-        return executable.compiled.graph_module()
+            raise PullbackError(f"a transform with a chunk_size runs one program many times and has no single {wanted}")
+        return executable.compiled
 
     def __repr__(self) -> str:
         return f"<pullback {self.kind!r} of {getattr(self.f, '__qualname__', self.f)!r}>"

@@ -3,33 +3,34 @@
 from dataclasses import replace
 
 from ..graph import Graph, Node, Value, replace_values, values_in
-from .builtins import facts
+from .builtins import shares_memory_with
+
+
+def memory_roots(graph: Graph) -> dict[Value, Value]:
+    """Whose memory each value has: that of an input, or of the value that it is a view of in the end; else its own.
+
+    Cost: linear in the number of nodes.
+    """
+    root = {value: value for value in graph.inputs}
+    for node in graph.nodes:
+        viewed = shares_memory_with(node)
+        root.update((v, v if viewed is None else root[viewed]) for v in node.results)
+    return root
 
 
 def aliased_inputs(graph: Graph) -> dict[Value, Value]:
     """The input that each value may share memory with; values with memory of their own are left out."""
-    origin = {value: value for value in graph.inputs}
-    for node in graph.nodes:
-        if node.op == "batched" or not node.inputs or node.inputs[0] not in origin or not facts(node.op).aliases:
-            continue
-        origin.update(dict.fromkeys(node.results, origin[node.inputs[0]]))
-    return origin
+    inputs = set(graph.inputs)
+    return {value: root for value, root in memory_roots(graph).items() if root in inputs}
 
 
 def own_memory(graph: Graph, count: int) -> Graph:
     """The same program, whose first `count` outputs (its derivatives) have memory of their own.
 
-    The derivative of (x * w).sum() in w is x itself, and that of x.sum() is a repeated 1: who scales a gradient in place must
-    change neither x, nor another gradient, nor fail.
+    The derivative of (x * w).sum() in w is x itself, and that of x.sum() is a repeated 1: who scales a gradient in
+    place must change neither x, nor another gradient, nor fail.
     """
-    root = {value: value for value in graph.inputs}
-    repeated: set[Value] = set()
-    for node in graph.nodes:
-        shares = node.op != "batched" and bool(node.inputs) and facts(node.op).aliases
-        for value in node.results:
-            root[value] = root[node.inputs[0]] if shares else value
-            if shares and (node.op == "aten.expand.default" or node.inputs[0] in repeated):
-                repeated.add(value)
+    root, repeated = memory_roots(graph), _repeated(graph)
     taken = {root[v] for v in (*graph.inputs, *values_in(graph.outputs[count:]))}
     outputs: list[object] = list(graph.outputs)
     clones = []
@@ -39,6 +40,15 @@ def own_memory(graph: Graph, count: int) -> Graph:
             clones.append(Node("aten.clone.default", (value,), (), (outputs[k],)))  # type: ignore[arg-type]
         taken.add(root[value])
     return replace(graph, nodes=(*graph.nodes, *clones), outputs=tuple(outputs)) if clones else graph
+
+
+def _repeated(graph: Graph) -> set[Value]:
+    """The values of which several elements may lie in the same place."""
+    repeated: set[Value] = set()
+    for node in graph.nodes:
+        if node.op == "aten.expand.default" or shares_memory_with(node) in repeated:
+            repeated.update(node.results)
+    return repeated
 
 
 def protect_from_mutations(graph: Graph) -> Graph:

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from ..graph import Value
-from ..torch_private import overload
+from ..graph import Node, Value
+from ..torch_private import overload, schema
 
 MAX_INDEX = 2**63 - 1
 
@@ -28,27 +28,54 @@ class Facts:
 
     defaults: by position, for the arguments that have one.
     keywords: the arguments that are passed by name only, with their defaults.
+    results: how many results it declares; a list is one.
     returns_many: whether it returns several tensors, or a list of them.
     aliases: whether its result shares memory with its first tensor.
+    mutates: whether it writes into an argument.
+    is_random: whether it draws random numbers, so that two equal calls are not one.
     """
 
     defaults: Mapping[int, Any]
     keywords: Mapping[str, Any]
+    results: int
     returns_many: bool
     aliases: bool
+    mutates: bool
+    is_random: bool
 
 
 @cache
 def facts(op: str) -> Facts:
     """Read an operator's schema, once."""
-    schema = overload(op)._schema
-    positional = [a for a in schema.arguments if not a.kwarg_only]
+    operator = overload(op)
+    declared = schema(operator)
+    positional = [a for a in declared.arguments if not a.kwarg_only]
     defaults = {k: _plain(a.default_value) for k, a in enumerate(positional) if a.has_default_value()}
-    keywords = {a.name: a.default_value for a in schema.arguments if a.kwarg_only}
-    many = len(schema.returns) > 1 or any("List" in str(r.type) for r in schema.returns)
-    # _unsafe_view promises that nobody will notice, but does share memory.
-    shares = any(r.alias_info is not None for r in schema.returns) or op == "aten._unsafe_view.default"
-    return Facts(defaults, keywords, many, shares)
+    keywords = {a.name: a.default_value for a in declared.arguments if a.kwarg_only}
+    results = declared.returns
+    many = len(results) > 1 or any("List" in str(r.type) for r in results)
+    shares = any(r.alias_info is not None for r in results) or op in _UNDECLARED_VIEWS
+    is_random = torch.Tag.nondeterministic_seeded in operator.tags
+    return Facts(defaults, keywords, len(results), many, shares, declared.is_mutable, is_random)
+
+
+def facts_of(node: Node) -> Facts:
+    """What the schema of a node's operator says; of a `batched` one that of the operator which is mapped."""
+    return facts(node.args[0] if node.op == "batched" else node.op)
+
+
+# These promise that nobody will notice, but do share memory.
+_UNDECLARED_VIEWS = frozenset(
+    f"aten.{op}"
+    for op in ("_unsafe_view.default", "unsafe_split.Tensor", "unsafe_split_with_sizes.default", "lift.default")
+)
+
+
+def shares_memory_with(node: Node) -> Value | None:
+    """The value whose memory a node's results are views of; None if they have memory of their own."""
+    if not node.inputs or not facts_of(node).aliases:
+        return None
+    return node.args[4] if node.op == "batched" else node.inputs[0]
 
 
 def _plain(default: Any) -> Any:

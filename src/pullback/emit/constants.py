@@ -7,7 +7,7 @@ import torch
 
 from ..graph import Graph, Node, Value, replace_values, values_in
 from ..torch_private import overload
-from .builtins import facts
+from .builtins import facts_of, shares_memory_with
 
 LARGEST = 4096  # elements; a larger one is cheaper to make again than to keep for as long as the program lives
 
@@ -37,10 +37,7 @@ def _exposed(graph: Graph) -> set[Value]:
     """Values that share memory with a result, or that an operator may write into."""
     exposed = set(values_in((graph.outputs, graph.mutations)))
     for node in reversed(graph.nodes):
-        if node.op == "batched":
-            continue
-        writes = overload(node.op)._schema.is_mutable
-        if writes or (facts(node.op).aliases and any(v in exposed for v in node.results)):
+        if facts_of(node).mutates or (shares_memory_with(node) is not None and any(v in exposed for v in node.results)):
             exposed.update(node.inputs)
     return exposed
 
@@ -50,8 +47,7 @@ def _is_constant(node: Node, known: Mapping[Value, torch.Tensor]) -> bool:
         return False
     if not node.inputs:
         return node.op in _CREATORS
-    is_random = torch.Tag.nondeterministic_seeded in overload(node.op).tags
-    return not is_random and all(v in known for v in node.inputs)
+    return not facts_of(node).is_random and all(v in known for v in node.inputs)
 
 
 def _compute(node: Node, known: Mapping[Value, torch.Tensor]) -> dict[Value, torch.Tensor]:

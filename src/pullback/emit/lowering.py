@@ -1,23 +1,24 @@
 """Lowering: a graph with labelled expressions becomes a graph of ATen operators alone.
 
-Captured nodes pass through unchanged, except that a repeated one is dropped; a `contract`, `place` or `apply` becomes the
-views, products and kernels that compute it.  What two expressions have in common is computed once.
+Captured nodes pass through unchanged, except that a repeated one is dropped; a `contract`, `place` or `apply` becomes
+the views, products and kernels that compute it.  What two expressions have in common is computed once.
 """
 
 from dataclasses import replace
 from math import prod
 from typing import Any
 
+from ..dtypes import torch_dtype
 from ..expressions import Builder
 from ..graph import DType, Graph, Node, Value, live_nodes, replace_values, values_in
-from ..terms import HOLE, Application
-from ..torch_private import overload
+from ..terms import Application, fill
+from .builtins import facts, facts_of
 from .contractions import lower_contraction
 from .placements import lower_placement
-from .tensors import Tensors, torch_dtype
+from .tensors import Tensors
 
-# Operators that return their operand where the shape stays the same.  A derivative that is not to flow through `detach` has
-# been cut off by now, unless the program is to be differentiated again.
+# Operators that return their operand where the shape stays the same.  A derivative that is not to flow through `detach`
+# has been cut off by now, unless the program is to be differentiated again.
 _IDENTITIES = frozenset(
     f"aten.{op}.default" for op in ("view", "_unsafe_view", "reshape", "expand", "detach", "alias", "unsafe_view")
 )
@@ -90,14 +91,14 @@ class _Lowering:
         if node.op in self.identities and node.inputs[0].shape == node.outputs[0].shape:  # type: ignore[union-attr]
             self.became[node.outputs[0]] = node.inputs[0]  # type: ignore[index]
             return
-        known = self.builder.adopt(node)
+        known = self.builder.adopt(node, shared=not facts_of(node).is_random)
         self.became.update((o, k) for o, k in zip(node.outputs, known, strict=True) if o is not None and k is not None)
 
     def _apply(self, application: Application, operand: Value, width: tuple[int, ...], old: Value) -> Value:
         """Call a linear operator once, or mapped over the leading axes of its operand."""
         shape = old.shape[len(width) :]
         if not width or application.leading:
-            args = _with_dtypes(tuple(operand if a is HOLE else a for a in application.args))
+            args = _with_dtypes(fill(application.args, operand))
             return self._call(application, args, old.shape, operand.dtype)
         stacked = self.tensors.reshape(operand, (prod(width), *operand.shape[len(width) :]))
         args = (application.op, _with_dtypes(application.args), application.kwargs, application.output, stacked)
@@ -105,7 +106,7 @@ class _Lowering:
         return self.tensors.reshape(result, old.shape)
 
     def _call(self, application: Application, args: tuple[Any, ...], shape: tuple[int, ...], dtype: str) -> Value:
-        count = len(overload(application.op)._schema.returns)
+        count = facts(application.op).results
         types = [(shape, dtype) if k == application.output else None for k in range(count)]
         return self.builder.node(application.op, args, types, application.kwargs)[0]
 
@@ -124,13 +125,11 @@ class _Lowering:
             return renamed.get(value, value) if value in read else None
 
         nodes = tuple(
-            Node(
-                n.op,
-                replace_values(n.args, new) if renamed else n.args,
-                replace_values(n.kwargs, new),
-                tuple(map(kept, n.outputs)),
-                n.source,
-                n.scope,
+            replace(
+                n,
+                args=replace_values(n.args, new),
+                kwargs=replace_values(n.kwargs, new),
+                outputs=tuple(map(kept, n.outputs)),
             )
             for n in nodes
         )

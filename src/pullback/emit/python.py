@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from ..errors import GraphError
-from ..graph import Graph, Node, Source, Value, values_in
-from ..terms import HOLE
+from ..graph import Expression, Graph, Node, Source, Value, values_in
+from ..terms import HOLE, fill
 from ..torch_private import fast_overload
 from .aliases import protect_from_mutations
 from .builtins import BUILTINS, SPELLINGS, Call, facts, spell, without_defaults
@@ -219,7 +219,7 @@ class _Writer:
         op, args, kwargs, output, operand = node.args
         row = Value("row", operand.shape[1:], operand.dtype, operand.device)
         self.values[row] = "row"
-        text = self._call(op, _fill(args, row), dict(kwargs))
+        text = self._call(op, fill(args, row), dict(kwargs))
         result = f"[{output}]" if facts(op).returns_many else ""
         return f"{self._builtin('vmap')}(lambda row: {text}{result})({self.values[operand]})"
 
@@ -273,7 +273,7 @@ class _Writer:
             return self._number(argument)
         if isinstance(argument, (tuple, list)):
             return f"({', '.join(map(self._write, argument))}{',' if len(argument) == 1 else ''})"
-        if hasattr(argument, "values") or argument is HOLE:
+        if isinstance(argument, Expression) or argument is HOLE:
             raise GraphError(f"no operator takes {argument!r}: lower the graph before a program is made of it")
         return self._constant(argument)
 
@@ -301,11 +301,6 @@ class _Writer:
             name = self._assign(self.names.claim("constant"), repr(argument), argument)
         self.bound[argument] = name
         return name
-
-
-def _fill(args: Any, row: Value) -> Any:
-    """The arguments with the operand in its place."""
-    return tuple(row if a is HOLE else _fill(a, row) if isinstance(a, (tuple, list)) else a for a in args)
 
 
 def _place(source: Source) -> str:

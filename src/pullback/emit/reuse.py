@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from ..graph import Graph, Node, Value, values_in
-from .builtins import facts
+from .aliases import memory_roots
 
 SMALLEST = 2**14  # elements; a smaller result comes from memory that was just set free
 
@@ -33,7 +33,7 @@ def reuse_memory(graph: Graph, untouchable: frozenset[Value] = frozenset()) -> G
     """
     if any("as_strided" in node.op for node in graph.nodes):  # it sees the layout, which overwriting may change
         return graph
-    root = _roots(graph)
+    root = memory_roots(graph)
     last = _last_reads(graph, root)
     own = {v for n in graph.nodes if n.op != "batched" and len(n.outputs) == 1 for v in n.results if root[v] is v}
     own -= untouchable
@@ -42,15 +42,6 @@ def reuse_memory(graph: Graph, untouchable: frozenset[Value] = frozenset()) -> G
         free = [v for v in node.inputs if v in own and last[v] == position]
         nodes.append(_overwriting(node, free, root))
     return replace(graph, nodes=tuple(nodes))
-
-
-def _roots(graph: Graph) -> dict[Value, Value]:
-    """Whose memory each value has."""
-    root = {value: value for value in graph.inputs}
-    for node in graph.nodes:
-        shares = node.op != "batched" and bool(node.inputs) and facts(node.op).aliases
-        root.update((v, root[node.inputs[0]] if shares else v) for v in node.results)
-    return root
 
 
 def _last_reads(graph: Graph, root: Mapping[Value, Value]) -> dict[Value, int]:

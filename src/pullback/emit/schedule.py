@@ -6,11 +6,8 @@ and its memory serve the next cotangent.  PyTorch's engine does the same: both g
 
 from dataclasses import replace
 
-import torch
-
-from ..graph import Graph, Node, Value, values_in
-from ..torch_private import overload
-from .builtins import facts
+from ..graph import Graph, Value, values_in
+from .builtins import facts_of, shares_memory_with
 
 
 def schedule(graph: Graph) -> Graph:
@@ -36,18 +33,12 @@ def _only_for_results(graph: Graph) -> set[int]:
     found: set[int] = set()
     for position in range(len(graph.nodes) - 1, -1, -1):
         node = graph.nodes[position]
-        is_view = node.op != "batched" and facts(node.op).aliases
+        is_view = shares_memory_with(node) is not None
+        may_move = not facts_of(node).is_random and not facts_of(node).mutates
         is_last = is_view or any(v in results for v in node.results)
-        if is_last and not any(v in read_otherwise for v in node.results) and _may_move(node):
+        if is_last and not any(v in read_otherwise for v in node.results) and may_move:
             found.add(position)
             results.update(node.inputs if is_view else ())
         else:
             read_otherwise.update(node.inputs)
     return found
-
-
-def _may_move(node: Node) -> bool:
-    if node.op == "batched":
-        return True
-    operator = overload(node.op)
-    return torch.Tag.nondeterministic_seeded not in operator.tags and not operator._schema.is_mutable

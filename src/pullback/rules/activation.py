@@ -24,7 +24,8 @@ def _gelu(x: Entry, *, approximate: str = "none") -> Operand:
 
 
 def _elu(x: Entry, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Operand:
-    return where(x > 0, scale, input_scale * alpha * scale * (x * input_scale).exp())
+    falling = (x.of("clamp_max.default", x, 0) * input_scale).exp()  # never ∞, which times 0 would be NaN
+    return where(x > 0, scale, input_scale * alpha * scale * falling)
 
 
 def _silu(x: Entry) -> Operand:
@@ -54,7 +55,7 @@ def _log_sigmoid(x: Entry, ys: Any) -> dict[int, tuple[Part, ...]]:
 
 RULES: dict[str, Rule] = {
     "aten.relu.default": Pointwise(
-        lambda y: y > 0, fused=lambda g, y: fused("aten.threshold_backward.default", g, y, 0)
+        lambda y: y.ne(0), fused=lambda g, y: fused("aten.threshold_backward.default", g, y, 0)  # lets a NaN through
     ),
     "aten.threshold.default": Pointwise(
         lambda x, threshold, value: x > threshold,
@@ -82,6 +83,11 @@ RULES: dict[str, Rule] = {
         fused=lambda x, alpha=1, scale=1, inner=1, *, g: fused(
             "aten.elu_backward.default", g, alpha, scale, inner, False, x
         ),
+    ),
+    "aten.celu.default": Pointwise(
+        lambda x, alpha=1: _elu(x, alpha, 1, 1 / alpha),
+        samples=[*BOTH, Sample(X23, 0.5)],  # PyTorch rounds 1 / alpha to single precision
+        fused=lambda x, alpha=1, *, g: fused("aten.elu_backward.default", g, alpha, 1, 1 / alpha, False, x),
     ),
     "aten.gelu.default": Pointwise(
         _gelu,

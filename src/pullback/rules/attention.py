@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import RuleError
 from ..expressions import Symbol
-from ..index import Index, Indices, fresh, of_label
+from ..index import Axis, fresh, of_label
 from ..terms import Application, Factor, Part, Term
 from .formulas import tensor
 from .kernels import operation, pulled_by, saved
@@ -30,14 +30,14 @@ Outputs = tuple[Symbol | None, ...]
 class _Axes:
     """Labels: b, h of batch and head; i and j of query and key positions; d and e of query and value features."""
 
-    b: Index
-    h: Index
-    i: Index
-    j: Index
-    d: Index
-    e: Index
+    b: Axis
+    h: Axis
+    i: Axis
+    j: Axis
+    d: Axis
+    e: Axis
 
-    def positions(self, letters: str) -> Indices:
+    def positions(self, letters: str) -> tuple[Axis, ...]:
         """Indices in the order of their letters: `positions("bhid")` is a position in q."""
         return tuple(getattr(self, letter) for letter in letters)
 
@@ -57,7 +57,7 @@ def _attention_body(
     y, scale = saved(ys, 0), 1 / sqrt(q.shape[-1]) if scale is None else scale
     axes = _Axes(*(of_label(fresh(n)) for n in (*q.shape[:3], k.shape[2], q.shape[3], v.shape[3])))
     at = axes.positions
-    p = _probabilities(q, k, saved(ys, 1), causal, attn_mask, scale)[at("bhij")]
+    p = _probabilities(axes, q, k, saved(ys, 1), causal, attn_mask, scale)[at("bhij")]
     table: dict[Any, Parts] = {(0, 2): (Term(1, (p,), at("bhie"), at("bhje")),)}
     table |= _through_scores(axes, 0, "bhid", scale, (p, k[at("bhjd")]), v, y)
     table |= _through_scores(axes, 1, "bhjd", scale, (p, q[at("bhid")]), v, y)
@@ -88,13 +88,13 @@ def _through_scores(
     }
 
 
-def _probabilities(q: Symbol, k: Symbol, logsumexp: Symbol, causal: bool, mask: Symbol | None, scale: float) -> Symbol:
+def _probabilities(
+    axes: _Axes, q: Symbol, k: Symbol, logsumexp: Symbol, causal: bool, mask: Symbol | None, scale: float
+) -> Symbol:
     """P, computed again from what the kernel saved."""
-    sizes = (*q.shape[:3], k.shape[2], q.shape[3])
-    b, h, i, j, d = (fresh(n) for n in sizes)
-    at = {letter: of_label(label) for letter, label in zip("bhijd", (b, h, i, j, d), strict=True)}
-    left, right = (x[tuple(at[s] for s in letters)] for x, letters in ((q, "bhid"), (k, "bhjd")))
-    scores = Symbol(q.builder.contract(scale, (left, right), tuple(at[s] for s in "bhij"), logsumexp.dtype), q.builder)
+    factors = (q[axes.positions("bhid")], k[axes.positions("bhjd")])
+    payload = q.builder.contract(scale, factors, axes.positions("bhij"), logsumexp.dtype)
+    scores = Symbol(payload, q.builder)
     shape = (*logsumexp.shape, 1)
     level = tensor("unsqueeze.default", logsumexp, 3, shape=shape, dtype=logsumexp.dtype)
     p = ((scores if mask is None else scores + mask) - level).exp()

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from math import inf
 
 from ..expressions import Symbol, broadcast
+from ..index import plain_axes
 from ..terms import Part, Scalar, Term
 from .formulas import inserted, view
-from .kinds import Function, Rule, Sample, T, broadcast_axes, labels
+from .kinds import Function, Rule, Sample, T, broadcast_axes
 from .reduction import norm_factors
 
 Parts = Mapping[int, Sequence[Part]]
@@ -17,7 +18,7 @@ def _distance(x: Symbol, other: Symbol, p: Scalar = 2, *, y: Symbol) -> Parts:
     if p == 0:
         return {}
     difference = x - other
-    i = labels(difference.shape)
+    i = plain_axes(difference.shape)
     factors = tuple(norm_factors(difference, p, tuple(range(difference.rank)), i, y))
     own, theirs = (broadcast_axes(i, operand.shape) for operand in (x, other))
     return {0: (Term(1, factors, (), own),), 1: (Term(-1, factors, (), theirs),)}
@@ -29,7 +30,7 @@ def _pairwise_distances(a: Symbol, b: Symbol, p: float, compute_mode: int | None
         return {}
     left, right = view(a, inserted(a.shape, a.rank - 1, 1)), view(b, inserted(b.shape, b.rank - 2, 1))
     difference = left - right
-    batch, (i, j, k) = labels(broadcast([a.shape[:-2], b.shape[:-2]])), labels(difference.shape[-3:])
+    batch, (i, j, k) = plain_axes(broadcast([a.shape[:-2], b.shape[:-2]])), plain_axes(difference.shape[-3:])
     everywhere = (*batch, i, j, k)
     if p == inf:  # each coordinate that attains the maximum counts in full, unlike in `dist`
         attained = difference.abs().eq(view(y, (*y.shape, 1)))

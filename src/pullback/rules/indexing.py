@@ -12,16 +12,18 @@ from ..index import Axis, Index, Indices, Lookup, plain_axes
 from ..terms import Part, Scalar, Term
 from .formulas import axis, positions, tensor, truth, view
 from .kinds import B, Function, I, IndexMap, Rule, Sample, T, broadcast_axes, replaced
-from .views import _diagonal, _one_of, _sliced
+from .views import diagonal, one_of, sliced
 
 Parts = Mapping[int, Sequence[Part]]
 Image = tuple[Indices, Indices]
+SELF, SOURCE = 0, 2  # numbers of the operands; operand 1 is the index
 X, CUBE, TALL = T(2, 3), T(2, 3, 4), T(5, 2)
 
 # ---------------------------------------------------------------- reading
 
 
-def _gathered(x: Symbol, dim: int, index: Symbol, *_: Any, **__: Any) -> Image:
+def gathered(x: Symbol, dim: int, index: Symbol, *_: Any, **__: Any) -> Image:
+    """Each entry from the position that the index names along an axis; the other axes are those of the index."""
     out = plain_axes(index.shape)
     if x.rank == 0:
         return out, ()
@@ -29,7 +31,8 @@ def _gathered(x: Symbol, dim: int, index: Symbol, *_: Any, **__: Any) -> Image:
     return out, replaced(own, axis(dim, x.rank), Lookup(index.value, out))
 
 
-def _index_selected(x: Symbol, dim: int, index: Symbol) -> Image:
+def index_selected(x: Symbol, dim: int, index: Symbol) -> Image:
+    """Whole slices of an axis, in the order of a vector of positions."""
     if x.rank == 0:
         return (), ()
     dim = axis(dim, x.rank)
@@ -83,10 +86,10 @@ READING: dict[str, Rule] = {
             Sample(T(3), -1, I(2, bound=3)),
             Sample(T(), 0, I(bound=1)),
         ),
-        map=_gathered,
+        map=gathered,
     ),
     "aten.index_select.default": IndexMap(
-        (Sample(X, 1, I(4, bound=3)), Sample(CUBE, -3, I(2, bound=2)), Sample(X, 0, I(bound=2))), map=_index_selected
+        (Sample(X, 1, I(4, bound=3)), Sample(CUBE, -3, I(2, bound=2)), Sample(X, 0, I(bound=2))), map=index_selected
     ),
     "aten.index.Tensor": IndexMap(_INDEXED, map=_indexed),
     "aten._unsafe_index.Tensor": IndexMap(_INDEXED, map=_indexed),
@@ -96,22 +99,14 @@ READING: dict[str, Rule] = {
 # ---------------------------------------------------------------- writing at positions that are data
 
 
-def _written(x: Symbol, kept: Symbol | None, value: Symbol | None, image: Image, scale: Scalar = 1) -> Parts:
-    """X where `kept` holds (everywhere if it is None), plus the value at the places `image` = (out, inp) says.
+def _written(x: Symbol, kept: Symbol | None, operand: int | None, image: Image, scale: Scalar = 1) -> Parts:
+    """X where `kept` holds (everywhere if it is None), plus what is written, at the places `image` = (out, inp) says.
 
-    The value is the operand after the index tensors: its number is that of the last one.
+    operand: the number of what is written; None if it is no tensor.
     """
     i = plain_axes(x.shape)
     own = () if kept is None else (kept[i],)
-    return {0: (Term(1, own, i, i),), **({} if value is None else {-1: (Term(scale, (), *image),)})}
-
-
-class _Write(Function):
-    """A `Function` whose body calls the last operand −1."""
-
-    def parts(self, call: Any, output: int, operand: int) -> tuple[Part, ...]:
-        last = operand == len(call.operands) - 1 and operand > 0
-        return super().parts(call, output, -1 if last else operand)
+    return {SELF: (Term(1, own, i, i),), **({} if operand is None else {operand: (Term(scale, (), *image),)})}
 
 
 def _put(x: Symbol, indices: Sequence[Symbol | None], values: Symbol, accumulate: bool = False, *_: Any) -> Parts:
@@ -120,23 +115,24 @@ def _put(x: Symbol, indices: Sequence[Symbol | None], values: Symbol, accumulate
     if not accumulate:
         marked = (truth(x, x.shape, True), indices, truth(x, (), False))
         kept = tensor("index_put.default", *marked, shape=x.shape, dtype="bool")
-    return _written(x, kept, values, (inp, broadcast_axes(out, values.shape)))
+    operand = 1 + sum(t is not None for t in indices)
+    return _written(x, kept, operand, (inp, broadcast_axes(out, values.shape)))
 
 
 def _scattered(x: Symbol, dim: int, index: Symbol, src: Any, *, reduce: str | None = None) -> Parts:
-    out, inp = _gathered(x, dim, index)
+    out, inp = gathered(x, dim, index)
     kept = tensor("scatter.value", truth(x, x.shape, True), dim, index, False, shape=x.shape, dtype="bool")
-    return _written(x, kept, src if isinstance(src, Symbol) else None, (inp, out))
+    return _written(x, kept, SOURCE if isinstance(src, Symbol) else None, (inp, out))
 
 
 def _scatter_added(x: Symbol, dim: int, index: Symbol, src: Symbol) -> Parts:
-    out, inp = _gathered(x, dim, index)
-    return _written(x, None, src, (inp, out))
+    out, inp = gathered(x, dim, index)
+    return _written(x, None, SOURCE, (inp, out))
 
 
 def _index_added(x: Symbol, dim: int, index: Symbol, source: Symbol, *, alpha: Scalar = 1) -> Parts:
-    out, inp = _index_selected(x, dim, index)
-    return _written(x, None, source, (inp, out[: source.rank]), alpha)
+    out, inp = index_selected(x, dim, index)
+    return _written(x, None, SOURCE, (inp, out[: source.rank]), alpha)
 
 
 def _untouched(x: Symbol, dim: int, index: Symbol) -> Symbol:
@@ -148,15 +144,15 @@ def _untouched(x: Symbol, dim: int, index: Symbol) -> Symbol:
 
 
 def _index_copied(x: Symbol, dim: int, index: Symbol, source: Symbol) -> Parts:
-    out, inp = _index_selected(x, dim, index)
-    return _written(x, _untouched(x, dim, index), source, (inp, out[: source.rank]))
+    out, inp = index_selected(x, dim, index)
+    return _written(x, _untouched(x, dim, index), SOURCE, (inp, out[: source.rank]))
 
 
 def _index_filled(x: Symbol, dim: int, index: Symbol, value: Any) -> Parts:
     """A place that is named twice is filled once: the value's derivative is a mask."""
     kept, i = _untouched(x, dim, index), plain_axes(x.shape)
-    parts: dict[int, Sequence[Part]] = {0: (Term(1, (kept[i],), i, i),)}
-    return {**parts, -1: (Term(1, ((~kept)[i],), i, ()),)} if isinstance(value, Symbol) else parts
+    parts: dict[int, Sequence[Part]] = {SELF: (Term(1, (kept[i],), i, i),)}
+    return {**parts, SOURCE: (Term(1, ((~kept)[i],), i, ()),)} if isinstance(value, Symbol) else parts
 
 
 def _put_flat(x: Symbol, index: Symbol, source: Symbol, accumulate: bool = False) -> Parts:
@@ -166,7 +162,7 @@ def _put_flat(x: Symbol, index: Symbol, source: Symbol, accumulate: bool = False
     if not accumulate:
         unmarked = view(truth(x, (index.size,), False), index.shape)
         kept = tensor("put.default", truth(x, x.shape, True), index, unmarked, shape=x.shape, dtype="bool")
-    return _written(x, kept, source, (inp, out))
+    return _written(x, kept, SOURCE, (inp, out))
 
 
 def _mask_scattered(x: Symbol, mask: Symbol, source: Symbol, *, y: Symbol) -> Parts:
@@ -177,7 +173,7 @@ def _mask_scattered(x: Symbol, mask: Symbol, source: Symbol, *, y: Symbol) -> Pa
     number = tensor("cumsum.default", flat.to("int64"), 0, shape=flat.shape, dtype="int64") - 1
     i, inp = _taken(source, view(number.clamp_min(0), y.shape)) if source.size else (plain_axes(y.shape), ())
     written = (Term(1, (mask[i],), i, inp),) if source.size else ()
-    return {0: (Term(1, ((~mask)[i],), i, broadcast_axes(i, x.shape)),), -1: written}
+    return {SELF: (Term(1, ((~mask)[i],), i, broadcast_axes(i, x.shape)),), SOURCE: written}
 
 
 # An index tensor without repetitions: a repeated place is written in no particular order.
@@ -192,29 +188,29 @@ _PUT = (
 _PLACES = "a place that is written keeps nothing of what was there"
 
 WRITING: dict[str, Rule] = {
-    "aten.index_put.default": _Write(_PUT, body=_put, source=_PLACES),
-    "aten._unsafe_index_put.default": _Write(_PUT, body=_put, source=_PLACES),
-    "aten.put.default": _Write(
+    "aten.index_put.default": Function(_PUT, body=_put, source=_PLACES),
+    "aten._unsafe_index_put.default": Function(_PUT, body=_put, source=_PLACES),
+    "aten.put.default": Function(
         (Sample(X, I(1, bound=6), T(1)), Sample(X, I(4, bound=6), T(2, 2), True)), body=_put_flat, source=_PLACES
     ),
-    "aten.masked_scatter.default": _Write(
+    "aten.masked_scatter.default": Function(
         (Sample(X, B(2, 3), T(7)), Sample(CUBE, B(3, 1), T(4, 6)), Sample(T(3), B(2, 3), X)),
         body=_mask_scattered,
         source=_PLACES,
     ),
-    "aten.scatter.src": _Write(
+    "aten.scatter.src": Function(
         (Sample(X, 1, I(2, 1, bound=3), T(2, 1)), Sample(X, 0, I(1, 2, bound=2), X)), body=_scattered, source=_PLACES
     ),
-    "aten.scatter.value": _Write((Sample(X, 1, I(2, 2, bound=3), 1.5),), body=_scattered, source=_PLACES),
-    "aten.scatter_add.default": _Write(
+    "aten.scatter.value": Function((Sample(X, 1, I(2, 2, bound=3), 1.5),), body=_scattered, source=_PLACES),
+    "aten.scatter_add.default": Function(
         (Sample(X, 1, I(2, 4, bound=3), T(2, 5)), Sample(X, 0, I(4, 2, bound=2), T(4, 3))), body=_scatter_added
     ),
-    "aten.index_add.default": _Write(
+    "aten.index_add.default": Function(
         (Sample(X, 0, I(4, bound=2), T(4, 3)), Sample(CUBE, -1, I(3, bound=4), T(2, 3, 3), alpha=2)), body=_index_added
     ),
-    "aten.index_copy.default": _Write((Sample(X, 0, ONE, T(1, 3)),), body=_index_copied, source=_PLACES),
-    "aten.index_fill.int_Scalar": _Write((Sample(X, 0, ONE, 1.5),), body=_index_filled, source=_PLACES),
-    "aten.index_fill.int_Tensor": _Write((Sample(X, 1, I(2, bound=3), T()),), body=_index_filled, source=_PLACES),
+    "aten.index_copy.default": Function((Sample(X, 0, ONE, T(1, 3)),), body=_index_copied, source=_PLACES),
+    "aten.index_fill.int_Scalar": Function((Sample(X, 0, ONE, 1.5),), body=_index_filled, source=_PLACES),
+    "aten.index_fill.int_Tensor": Function((Sample(X, 1, I(2, bound=3), T()),), body=_index_filled, source=_PLACES),
 }
 
 # ---------------------------------------------------------------- writing at positions that are known
@@ -240,27 +236,27 @@ def _kept_outside_slice(x: Symbol, dim: int, start: int | None, end: int | None,
 def _slice_written(
     x: Symbol, src: Symbol, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Parts:
-    out, inp = _sliced(x, dim, start, end, step)
+    out, inp = sliced(x, dim, start, end, step)
     kept = _kept_outside_slice(x, dim, start, end, step)
-    parts = _written(x, kept, src, (inp, out))
+    parts = _written(x, kept, 1, (inp, out))
     everything = kept is None and src.shape == x.shape
-    return {**parts, 0: ()} if everything else parts
+    return {**parts, SELF: ()} if everything else parts
 
 
 def _select_written(x: Symbol, src: Symbol, dim: int, index: int) -> Parts:
-    out, inp = _one_of(x, dim, index)
+    out, inp = one_of(x, dim, index)
     d = axis(dim, x.rank)
-    return _written(x, positions(x, x.shape[d], d, x.rank).ne(index % x.shape[d]), src, (inp, out))
+    return _written(x, positions(x, x.shape[d], d, x.rank).ne(index % x.shape[d]), 1, (inp, out))
 
 
 def _diagonal_written(x: Symbol, src: Symbol, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Parts:
-    out, inp = _diagonal(x, offset, dim1, dim2)
+    out, inp = diagonal(x, offset, dim1, dim2)
     rows, columns = (positions(x, x.shape[d], d, x.rank) for d in (axis(dim1, x.rank), axis(dim2, x.rank)))
-    return _written(x, columns.of("sub.Tensor", columns, rows).ne(offset), src, (inp, out))
+    return _written(x, columns.of("sub.Tensor", columns, rows).ne(offset), 1, (inp, out))
 
 
 WRITING_VIEWS: dict[str, Rule] = {
-    "aten.slice_scatter.default": _Write(
+    "aten.slice_scatter.default": Function(
         (
             Sample(TALL, T(2, 2), 0, 1, 3),
             Sample(X, X),
@@ -272,14 +268,14 @@ WRITING_VIEWS: dict[str, Rule] = {
         body=_slice_written,
         source=_PLACES,
     ),
-    "aten.select_scatter.default": _Write(
+    "aten.select_scatter.default": Function(
         (Sample(X, T(2), 1, 2), Sample(CUBE, T(2, 4), -2, -1)), body=_select_written, source=_PLACES
     ),
-    "aten.diagonal_scatter.default": _Write(
+    "aten.diagonal_scatter.default": Function(
         (Sample(T(3, 4), T(3)), Sample(T(3, 2, 3), T(2, 2), 1, 0, 2)), body=_diagonal_written, source=_PLACES
     ),
 }
 
 RULES: dict[str, Rule] = {**READING, **WRITING, **WRITING_VIEWS}
 
-__all__ = ["READING", "RULES", "WRITING", "WRITING_VIEWS"]
+__all__ = ["READING", "RULES", "SELF", "SOURCE", "WRITING", "WRITING_VIEWS", "gathered", "index_selected"]

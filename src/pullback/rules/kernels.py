@@ -68,7 +68,6 @@ def _results(
     return tuple(pulled)
 
 
-
 def saved(ys: Sequence[Symbol | None], number: int) -> Symbol:
     """A result of the operator that its derivative reads.
 

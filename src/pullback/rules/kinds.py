@@ -1,28 +1,30 @@
 """The kinds of rule, and what a rule is told about the call it describes.
 
-A rule says everything that is known about an operator's derivative; products, both sweeps, sparsity and cost are read off it.
+A rule says everything that is known about an operator's derivative; products, both sweeps, sparsity and cost are read
+off it.
 
-    Pointwise     a formula for each operand                    ∂y[i]/∂x[j] = d · δ[i,j]; broadcasting is handled here, once
+    Pointwise     a formula for each operand                    ∂y[i]/∂x[j] = d · δ[i,j]; broadcasting is here, once
     Multilinear   an einsum form                                the Jacobian in one operand is the product of the others
     IndexMap      which entry of x each entry of y is           labels alone
     LinearMap     an operator linear in x, and its transpose    applied, never written out
     Function      parts written in labelled terms               for what is none of these (softmax, norms, losses)
 
-How to read an entry.  A formula's parameters are the operator's arguments by position and name; a parameter called `y` is
-its output.  A number instead of a formula is a constant derivative; None says that the operand has no derivative.
+How to read an entry.  A formula's parameters are the operator's arguments by position and name; a parameter called `y`
+is its output.  A number instead of a formula is a constant derivative; None says that the operand has no derivative.
 `pull` names a fused backward kernel that replaces the whole node in reverse mode; it is never differentiated itself.
 Every entry carries the samples it is checked with, or a domain from which they are drawn.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from inspect import signature
 from typing import Any
 
 from ..errors import RuleError
 from ..expressions import Builder, Operand, Symbol
 from ..graph import Node, Value
-from ..index import Axis, Index, Indices, Label, fresh, of_label, plain_axes
+from ..index import Axis, Index, Indices, fresh, of_label, plain_axes
 from ..terms import Application, Factor, Kernel, Part, Scalar, Term
 
 Domain = tuple[float, float]
@@ -132,15 +134,10 @@ class Call:
         return argument
 
 
-_parameters: dict[Any, frozenset[str]] = {}
-
-
+@cache
 def parameters(formula: Callable[..., Any]) -> frozenset[str]:
     """The names of a formula's parameters."""
-    known = _parameters.get(formula)
-    if known is None:
-        known = _parameters[formula] = frozenset(signature(formula).parameters)
-    return known
+    return frozenset(signature(formula).parameters)
 
 
 # ---------------------------------------------------------------- rules
@@ -238,8 +235,8 @@ def fused(op: str, cotangent: Symbol, *arguments: Any, **keywords: Any) -> Symbo
 class Multilinear(Rule):
     """An operator that is an einsum, of which `form` is the whole description.
 
-    The Jacobian in one operand is the product of the others.  A label that the operand shares with the output gives a δ; a
-    label that was summed becomes an input label.
+    The Jacobian in one operand is the product of the others.  A label that the operand shares with the output gives a
+    δ; a label that was summed becomes an input label.
 
     Raises RuleError when `form` is not of the shape 'ij,jk->ik'.
     """
@@ -350,11 +347,6 @@ def replaced(axes: Indices, position: int, index: Index) -> Indices:
     return axes[:position] + (index,) + axes[position + 1 :]
 
 
-def labels(shape: Sequence[int]) -> Indices:
-    """A whole axis with a label of its own for each size."""
-    return plain_axes(shape)
-
-
 __all__ = [
     "POSITIVE",
     "REAL",
@@ -365,7 +357,6 @@ __all__ = [
     "Function",
     "I",
     "IndexMap",
-    "Label",
     "LinearMap",
     "Multilinear",
     "Pointwise",
@@ -374,7 +365,6 @@ __all__ = [
     "T",
     "broadcast_axes",
     "fused",
-    "labels",
     "multilinear_parts",
     "replaced",
 ]

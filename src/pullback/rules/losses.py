@@ -1,6 +1,7 @@
 """Losses: operators that compare a prediction with a target; reduction 0 is "none", 1 is "mean", 2 is "sum"."""
 
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any
 
 from ..expressions import Symbol, broadcast, where
@@ -27,20 +28,13 @@ def _reduced(reduction: int, *slopes: Slope) -> Mapping[int, Parts]:
     shape = broadcast([v.shape for operand, _, factors in slopes if operand is not None for v in (operand, *factors)])
     i = plain_axes(shape)
     out: Indices = () if reduction else i
-    share = 1 / max(_size(shape), 1) if reduction == MEAN else 1
+    share = 1 / max(prod(shape), 1) if reduction == MEAN else 1
     numbers = given(*(operand for operand, _, _ in slopes))
     return {
         number: (Term(scale * share, tuple(f[i] for f in factors), out, broadcast_axes(i, operand.shape)),)
         for number, (operand, scale, factors) in zip(numbers, slopes, strict=True)
         if number is not None and operand is not None
     }
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
 
 
 def _mse_body(x: Symbol, t: Symbol, reduction: int = MEAN) -> Mapping[int, Parts]:
@@ -161,7 +155,7 @@ def _nll_body(
     """y[n] = −w[t] x[n,t] with t = target[n]; the mean divides by the total weight, which is the second result."""
     valid = target.ne(ignore_index)
     n = plain_axes(target.shape)
-    choice = Lookup(_symbol(where(valid, target, 0)).value, n)
+    choice = Lookup(where(valid, target, 0).value, n)
     entry: Indices = (choice,) if x.rank == 1 else (n[0], choice, *n[1:])
     out = n if reduction == 0 and x.rank > 1 else ()
     share = (saved(ys, 1).reciprocal()[()],) if reduction == MEAN else ()
@@ -173,11 +167,6 @@ def _nll_body(
         table[0, 2] = (Term(-1, (Factor(x.value, entry), *counts), out, (choice,)), *through_total)
         table[1, 2] = (Term(1, (valid[n],), (), (choice,)),) if reduction else ()
     return table
-
-
-def _symbol(operand: Any) -> Symbol:
-    assert isinstance(operand, Symbol)
-    return operand
 
 
 def _negative_log_likelihood(name: str, *samples: Sample) -> dict[str, Rule]:

@@ -8,6 +8,7 @@ of its results is a slot of the trilinear form ⟨g, w ∗ x⟩ left open, so th
 """
 
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any
 
 from ..errors import RuleError
@@ -110,10 +111,7 @@ def _chosen(rank: int) -> Callable[..., tuple[Indices, Indices]]:
         out = plain_axes(number.shape)
         along: list[Index] = []
         for axis in range(rank, 0, -1):
-            size = x.shape[-axis]
-            stride = 1
-            for inner in x.shape[len(x.shape) - axis + 1 :]:
-                stride *= inner
+            size, stride = x.shape[-axis], prod(x.shape[x.rank - axis + 1 :])
             table = number if stride == 1 else number.of("floor_divide.Scalar", number, stride)
             if axis < rank:
                 table = table.of("remainder.Scalar", table, size)

@@ -1,4 +1,4 @@
-"""Operators that divide by a statistic of their input: softmax, normalisations, attention.
+"""Operators that divide by a statistic of their input: softmax and normalisations.
 
 The statistics that a kernel saves (a mean, a reciprocal standard deviation) are results of the operator like any other:
 the Jacobians below read them, *and* they have Jacobians of their own.  So the second derivative, which differentiates

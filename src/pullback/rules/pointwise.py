@@ -25,7 +25,7 @@ def inverse(a: Operand) -> Operand:
     return a.reciprocal() if isinstance(a, Symbol) else 1 / a if a else inf
 
 
-def unless(mask: Symbol, derivative: Operand) -> Operand:
+def unless(mask: Symbol, derivative: Operand) -> Symbol:
     """The derivative, zero where the mask holds."""
     return where(mask, 0, derivative)
 
@@ -33,6 +33,12 @@ def unless(mask: Symbol, derivative: Operand) -> Operand:
 def logarithm(a: Operand) -> Operand:
     """Log a, for a tensor or a number."""
     return a.log() if isinstance(a, Symbol) else log(a) if a > 0 else -inf
+
+
+def _radius_squared(x: Symbol, y: Symbol) -> Operand:
+    """x² + y²; infinite at the origin, where PyTorch lets the derivatives of the angle be zero."""
+    total = x * x + y * y
+    return where(total.eq(0), inf, total)
 
 
 # ---------------------------------------------------------------- functions of one tensor
@@ -80,7 +86,7 @@ ELEMENTARY: dict[str, Rule] = {
     "aten.polygamma.default": Pointwise(
         lambda n, x: x.of("polygamma.default", n + 1, x), samples=[Sample(k, P23) for k in (1, 2)]
     ),
-    "aten.sinc.default": Pointwise(lambda x, y: unless(x.eq(0), ((x * pi).cos() - y) / x)),
+    "aten.sinc.default": Pointwise(lambda x, y: unless(x.eq(0), ((x * pi).cos() - y) / where(x.eq(0), 1, x))),
     "aten.deg2rad.default": Pointwise(pi / 180),
     "aten.rad2deg.default": Pointwise(180 / pi),
     "aten.frac.default": Pointwise(1),
@@ -139,8 +145,7 @@ def _exponent(x: Operand, exponent: Entry, y: Symbol) -> Operand:
 
 def _flat_or_steep(exponent: Entry, y: Symbol) -> Operand:
     """∂(0^e)/∂e."""
-    derivative: Entry = where(exponent >= 0, 0, -inf)
-    return derivative.to(y.dtype)
+    return where(exponent >= 0, 0, -inf).to(y.dtype)
 
 
 def _quotient() -> Pointwise:
@@ -212,7 +217,7 @@ ARITHMETIC: dict[str, Rule] = {
         lambda x, end, weight: 1 - weight, lambda x, end, weight: weight, lambda x, end, weight: end - x
     ),
     "aten.atan2.default": Pointwise(
-        lambda x, other: other / (x * x + other * other), lambda x, other: -x / (x * x + other * other)
+        lambda x, other: other / _radius_squared(x, other), lambda x, other: -x / _radius_squared(x, other)
     ),
     "aten.hypot.default": Pointwise(lambda x, other, y: x / y, lambda x, other, y: other / y),
     "aten.logaddexp.default": Pointwise(lambda x, other: (x - other).sigmoid(), lambda x, other: (other - x).sigmoid()),

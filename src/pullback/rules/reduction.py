@@ -60,7 +60,6 @@ def _moments(x: Symbol, dims: Dims, correction: Scalar | None, keepdim: bool, y:
     over = reduced_dims(dims, x.rank)
     out, inp = _sides(x, over, keepdim)
     centred = x - reduce("mean.dim", x, over)
-    assert isinstance(centred, Symbol)
     scale = 2 * _freedom(x, over, correction)
     factors: tuple[Factor, ...] = (centred[inp],)
     if y is not None:
@@ -70,9 +69,7 @@ def _moments(x: Symbol, dims: Dims, correction: Scalar | None, keepdim: bool, y:
 
 def _inverse(y: Symbol) -> Symbol:
     """1 / y, zero where y is zero."""
-    result = where(y.eq(0), 0, 1 / y)
-    assert isinstance(result, Symbol)
-    return result
+    return where(y.eq(0), 0, 1 / y)
 
 
 def _variance(x: Symbol, dims: Dims = None, *, correction: Scalar | None = None, keepdim: bool = False) -> Parts:
@@ -113,9 +110,7 @@ SUMS: dict[str, Rule] = {
 def _logsumexp(x: Symbol, dims: Dims, keepdim: bool = False, *, y: Symbol) -> Parts:
     over = reduced_dims(dims, x.rank)
     out, inp = _sides(x, over, keepdim)
-    difference = x - kept(y, x, over)
-    assert isinstance(difference, Symbol)
-    share = difference.exp()
+    share = (x - kept(y, x, over)).exp()
     return {0: (Term(1, (share[inp],), out, inp),)}
 
 
@@ -137,28 +132,41 @@ def norm_factors(x: Symbol, ord: float, over: Sequence[int], inp: Indices, y: Sy
         return [x.sgn()[inp], *_shared(x.abs(), y, over, inp)]
     share = x.abs() / kept(y, x, over)
     power = where(x.eq(0), 0, share ** (ord - 1))
-    assert isinstance(power, Symbol)
     return [x.sgn()[inp], power[inp]]
 
 
 def _shared(x: Symbol, y: Symbol, over: Sequence[int], inp: Indices) -> list[Factor]:
     """Which elements are the extreme one, and the inverse of how many they are: they share the derivative evenly."""
-    ties = x.eq(kept(y, x, over))
+    extreme = kept(y, x, over)
+    ties = x.eq(extreme) | (x.ne(x) & extreme.ne(extreme))  # a NaN is the greatest and the least
     number = reduce("sum.dim_IntList", ties, over, "int64").to(x.dtype)
     return [ties[inp], number.reciprocal()[inp]]
 
 
-def _extreme(x: Symbol, dims: Dims = None, keepdim: bool = False, *, y: Symbol) -> Parts:
+def _shared_or_nan(x: Symbol, y: Symbol, over: Sequence[int], inp: Indices) -> list[Factor]:
+    """The same for `amax` and `amin`, all of whose derivatives are NaN where the result is."""
+    ties = x.eq(kept(y, x, over)).to(x.dtype)
+    share = ties / reduce("sum.dim_IntList", ties, over)
+    return [share[inp]]
+
+
+def _extreme(x: Symbol, *, y: Symbol) -> Parts:
+    over = reduced_dims(None, x.rank)
+    out, inp = _sides(x, over, False)
+    return {0: (Term(1, tuple(_shared(x, y, over, inp)), out, inp),)}
+
+
+def _extreme_along(x: Symbol, dims: Dims = None, keepdim: bool = False, *, y: Symbol) -> Parts:
     over = reduced_dims(dims, x.rank)
     out, inp = _sides(x, over, keepdim)
-    return {0: (Term(1, tuple(_shared(x, y, over, inp)), out, inp),)}
+    return {0: (Term(1, tuple(_shared_or_nan(x, y, over, inp)), out, inp),)}
 
 
 def _both_extremes(x: Symbol, *, dim: int | None = None, keepdim: bool = False, ys: Sequence[Symbol | None]) -> Parts:
     over = reduced_dims(dim, x.rank)
     out, inp = _sides(x, over, keepdim)
     known = {(k, 0): y for k, y in enumerate(ys) if y is not None}
-    return {k: (Term(1, tuple(_shared(x, y, over, inp)), out, inp),) for k, y in known.items()}
+    return {k: (Term(1, tuple(_shared_or_nan(x, y, over, inp)), out, inp),) for k, y in known.items()}
 
 
 _NORMS = tuple(
@@ -169,8 +177,8 @@ _EVENLY = "evenly_distribute_backward and scale_grad_by_count of PyTorch"
 NORMS: dict[str, Rule] = {
     "aten.logsumexp.default": Function(ALONG[:3], body=_logsumexp, source="softmax of the reduced axes"),
     "aten.linalg_vector_norm.default": Function(_NORMS, body=_norm, source="norm_backward of PyTorch"),
-    "aten.amax.default": Function((*ALONG, Sample(X)), body=_extreme, source=_EVENLY),
-    "aten.amin.default": Function((*ALONG, Sample(X)), body=_extreme, source=_EVENLY),
+    "aten.amax.default": Function((*ALONG, Sample(X)), body=_extreme_along, source=_EVENLY),
+    "aten.amin.default": Function((*ALONG, Sample(X)), body=_extreme_along, source=_EVENLY),
     "aten.max.default": Function((Sample(X), Sample(T())), body=_extreme, source=_EVENLY),
     "aten.min.default": Function((Sample(X), Sample(T())), body=_extreme, source=_EVENLY),
     "aten.median.default": Function((Sample(X), Sample(T())), body=_extreme, source=_EVENLY),
@@ -260,9 +268,7 @@ def _cumulative_logsumexp(x: Symbol, dim: int, *, y: Symbol) -> Parts:
     out, inp, k, j = _scan_sides(x, dim)
     difference = view(x, inserted(x.shape, dim + 1, 1)) - view(y, inserted(x.shape, dim, 1))
     until = positions(x, n, dim, x.rank + 1) <= positions(x, n, dim + 1, x.rank + 1)
-    bounded = where(until, difference, 0.0)
-    assert isinstance(bounded, Symbol)
-    entry = bounded.exp()[(*inp[:dim], of_label(j), of_label(k), *inp[dim + 1 :])]
+    entry = where(until, difference, 0.0).exp()[(*inp[:dim], of_label(j), of_label(k), *inp[dim + 1 :])]
     return {0: (Term(1, (entry, _until(x, k, j)), out, inp),)}
 
 

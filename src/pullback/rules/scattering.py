@@ -13,13 +13,12 @@ from ..expressions import Symbol, where
 from ..index import Indices, plain_axes
 from ..terms import Part, Scalar, Term
 from .formulas import axis, constant, flip, shifted, tensor, truth, view
-from .indexing import _gathered, _index_selected
+from .indexing import SELF, SOURCE, gathered, index_selected
 from .kernels import bare
 from .kinds import Function, I, Rule, Sample, T
 
 Parts = Mapping[int, Sequence[Part]]
 Derivative = Sequence[Symbol]  # the factors of an element's derivative: none are 1
-SELF, SOURCE = 0, 2  # numbers of the operands; operand 1 is the index
 
 
 @dataclass(frozen=True)
@@ -125,9 +124,7 @@ def _ahead(x: Symbol, places: Symbol, dim: int) -> Symbol:
 
     def from_ahead(value: Symbol, steps: int) -> Symbol:
         same = places.eq(shifted(places, dim, steps, -1))
-        moved = where(same, shifted(value, dim, steps, 1.0), 1.0)
-        assert isinstance(moved, Symbol)
-        return moved
+        return where(same, shifted(value, dim, steps, 1.0), 1.0)
 
     product, reach = from_ahead(x, 1), 1
     while reach < n - 1:
@@ -157,7 +154,7 @@ def _reduced(groups: _Groups, reduce: str, include_self: bool) -> Parts:
 def _scatter_reduced(
     x: Symbol, dim: int, index: Symbol, src: Symbol, reduce: str, *, include_self: bool = True, y: Symbol
 ) -> Parts:
-    inp, out = _gathered(x, dim, index)
+    inp, out = gathered(x, dim, index)
     groups = _Groups(x, _corner(src, index.shape), index, dim, out, inp[: src.rank], y)
     return _reduced(groups, reduce, include_self)
 
@@ -176,7 +173,7 @@ def _number_scattered(x: Symbol, dim: int, index: Symbol, value: Scalar, *, redu
 def _index_reduced(
     x: Symbol, dim: int, index: Symbol, source: Symbol, reduce: str, *, include_self: bool = True, y: Symbol
 ) -> Parts:
-    inp, out = _index_selected(x, dim, index)
+    inp, out = index_selected(x, dim, index)
     along = tuple(index.size if d == axis(dim, source.rank) else 1 for d in range(source.rank))
     spread = view(index.to("int64"), along)
     if source.shape != along:

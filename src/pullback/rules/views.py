@@ -123,14 +123,16 @@ def stepped(size: int, start: int | None, end: int | None, step: int) -> tuple[A
     return out, affine(out, chosen.start, step)
 
 
-def _sliced(x: Symbol, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Image:
+def sliced(x: Symbol, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Image:
+    """A slice of one axis."""
     dim = axis(dim, x.rank)
     inp = plain_axes(x.shape)
     small, large = stepped(x.shape[dim], start, end, step)
     return replaced(inp, dim, small), replaced(inp, dim, large)
 
 
-def _one_of(x: Symbol, dim: int, index: int) -> Image:
+def one_of(x: Symbol, dim: int, index: int) -> Image:
+    """One position of an axis, which is dropped."""
     dim = axis(dim, x.rank)
     inp = plain_axes(x.shape)
     return inp[:dim] + inp[dim + 1 :], replaced(inp, dim, Axis(index % x.shape[dim]))
@@ -138,11 +140,11 @@ def _one_of(x: Symbol, dim: int, index: int) -> Image:
 
 def _split(x: Symbol, sizes: int | Sequence[int], dim: int = 0, *, output: int) -> Image:
     start = output * sizes if isinstance(sizes, int) else sum(sizes[:output])
-    return _sliced(x, dim, start, start + (sizes if isinstance(sizes, int) else sizes[output]))
+    return sliced(x, dim, start, start + (sizes if isinstance(sizes, int) else sizes[output]))
 
 
 def _unbound(x: Symbol, dim: int = 0, *, output: int) -> Image:
-    return _one_of(x, dim, output)
+    return one_of(x, dim, output)
 
 
 def _joined(xs: Sequence[Symbol], dim: int = 0, *, operand: int) -> Image | list[Image]:
@@ -208,7 +210,8 @@ def _halves(size: int, shift: int) -> list[tuple[Axis, Axis]]:
     return [(affine(front, shift), front), (back, affine(back, size - shift))]
 
 
-def _diagonal(x: Symbol, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Image:
+def diagonal(x: Symbol, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Image:
+    """A diagonal of two axes, along a new last axis."""
     first, second = axis(dim1, x.rank), axis(dim2, x.rank)
     inp = plain_axes(x.shape)
     rows, columns = x.shape[first] + min(offset, 0), x.shape[second] - max(offset, 0)
@@ -230,7 +233,7 @@ def _windows(x: Symbol, dim: int, size: int, step: int) -> Image:
 
 
 def _trace(x: Symbol) -> Image:
-    return (), _diagonal(x)[1]
+    return (), diagonal(x)[1]
 
 
 PARTS: dict[str, Rule] = {
@@ -242,9 +245,9 @@ PARTS: dict[str, Rule] = {
             Sample(X),
             Sample(X, 1, 2, 2),
         ),
-        map=_sliced,
+        map=sliced,
     ),
-    "aten.select.int": IndexMap((Sample(X, 1, 2), Sample(CUBE, -2, -1), Sample(T(3), 0, 0)), map=_one_of),
+    "aten.select.int": IndexMap((Sample(X, 1, 2), Sample(CUBE, -2, -1), Sample(T(3), 0, 0)), map=one_of),
     **{
         f"aten.{op}": IndexMap((Sample(T(5, 2), (2, 0, 3)), Sample(T(2, 4), (1, 3), -1)), map=_split)
         for op in ("split_with_sizes.default", "unsafe_split_with_sizes.default")
@@ -273,7 +276,7 @@ PARTS: dict[str, Rule] = {
         map=_rolled,
     ),
     "aten.diagonal.default": IndexMap(
-        (Sample(T(3, 4)), Sample(T(3, 2, 3), 1, 0, 2), Sample(T(4, 3), -2), Sample(T(1, 1))), map=_diagonal
+        (Sample(T(3, 4)), Sample(T(3, 2, 3), 1, 0, 2), Sample(T(4, 3), -2), Sample(T(1, 1))), map=diagonal
     ),
     "aten.unfold.default": IndexMap(
         (Sample(T(5, 2), 0, 3, 1), Sample(T(2, 6), 1, 2, 2), Sample(T(7), 0, 2, 3), Sample(T(3), 0, 3, 1)), map=_windows
@@ -303,7 +306,7 @@ def _transpose_of(view: Callable[..., Image]) -> Callable[..., Image]:
 
 
 def _embedded(x: Symbol, offset: int = 0, dim1: int = -2, dim2: int = -1, *, y: Symbol) -> Image:
-    return _transpose_of(_diagonal)(x, y.shape, offset, dim1, dim2)
+    return _transpose_of(diagonal)(x, y.shape, offset, dim1, dim2)
 
 
 TRANSPOSES: dict[str, Rule] = {
@@ -313,13 +316,13 @@ TRANSPOSES: dict[str, Rule] = {
             Sample(X, (2, 7), -1, 1, 6, 2),
             Sample(X, (4, 3), 0, -2, 9223372036854775807, 1),
         ),
-        map=_transpose_of(_sliced),
+        map=_transpose_of(sliced),
     ),
     "aten.select_backward.default": IndexMap(
-        (Sample(X, (2, 4, 3), 1, 2), Sample(T(), (3,), 0, -1)), map=_transpose_of(_one_of)
+        (Sample(X, (2, 4, 3), 1, 2), Sample(T(), (3,), 0, -1)), map=_transpose_of(one_of)
     ),
     "aten.diagonal_backward.default": IndexMap(
-        (Sample(T(3), (3, 4), 0, 0, 1), Sample(T(2, 2), (3, 2, 3), 1, 0, 2)), map=_transpose_of(_diagonal)
+        (Sample(T(3), (3, 4), 0, 0, 1), Sample(T(2, 2), (3, 2, 3), 1, 0, 2)), map=_transpose_of(diagonal)
     ),
     "aten.unfold_backward.default": IndexMap(
         (Sample(T(3, 2, 3), (5, 2), 0, 3, 1), Sample(T(2, 3, 2), (2, 6), 1, 2, 2)), map=_transpose_of(_windows)
@@ -329,4 +332,15 @@ TRANSPOSES: dict[str, Rule] = {
 
 RULES: dict[str, Rule] = {**SHAPES, **PARTS, **TRANSPOSES}
 
-__all__ = ["PARTS", "RULES", "SHAPES", "TRANSPOSES", "affine", "common_digits", "stepped"]
+__all__ = [
+    "PARTS",
+    "RULES",
+    "SHAPES",
+    "TRANSPOSES",
+    "affine",
+    "common_digits",
+    "diagonal",
+    "one_of",
+    "sliced",
+    "stepped",
+]

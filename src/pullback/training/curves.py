@@ -7,6 +7,8 @@ from pathlib import Path
 from .runs import Epoch
 from .settings import TrainingError, require
 
+FEW = 30  # epochs, up to which each gets a mark: a curve of one point shows nothing else
+
 
 def prepare_directory(directory: Path) -> None:
     """Make the directory for the curves before any time is spent on training.
@@ -45,15 +47,21 @@ def _write_csv(path: Path, epochs: Sequence[Epoch]) -> None:
 def _write_png(path: Path, name: str, epochs: Sequence[Epoch]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: no display, and no global state
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot([e.number for e in epochs], [e.loss for e in epochs], color="tab:blue", label="loss")
-    axes.set(title=name, xlabel="epoch", ylabel="loss")
+    marker = "o" if len(epochs) <= FEW else ""
+    axes.plot([e.number for e in epochs], [e.loss for e in epochs], color="tab:blue", marker=marker)
+    axes.set(title=name, xlabel="epoch", ylabel="loss", ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     judged = [(e.number, e.accuracy) for e in epochs if e.accuracy is not None]
     if judged:
         right = axes.twinx()
-        right.plot([number for number, _ in judged], [accuracy for _, accuracy in judged], color="tab:orange")
+        right.plot(
+            [number for number, _ in judged], [accuracy for _, accuracy in judged], color="tab:orange", marker=marker
+        )
+        right.yaxis.set_major_formatter(PercentFormatter(xmax=1))
         right.set_ylabel("held-out accuracy", color="tab:orange")
         axes.set_ylabel("loss", color="tab:blue")
     FigureCanvasAgg(figure).print_png(str(path))

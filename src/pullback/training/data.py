@@ -42,7 +42,7 @@ def xor_points() -> Data:
     """The four points of XOR.  There are no others, so they are also what a network is judged by."""
     inputs = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
     targets = torch.tensor([[0.0], [1.0], [1.0], [0.0]])
-    return Data("XOR", inputs, targets, inputs, targets)
+    return Data("the truth table", inputs, targets, inputs, targets)
 
 
 def digits() -> Data:

@@ -1,0 +1,226 @@
+"""Programs that were found to break the compiler, and their kin: shared memory, extreme values, equal expressions."""
+
+from collections.abc import Callable, Iterator
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import pullback
+from programs import assert_equal, normal
+from pullback.emit.builtins import facts
+from pullback.emit.reuse import SMALLEST
+from pullback.rules import RULES
+from pullback.rules.kinds import B, I, T
+from pullback.torch_private import overload
+from support import reference
+
+SIDE = int(SMALLEST**0.5)
+TYPES = {"float16": torch.float16, "float32": torch.float32, "float64": torch.float64}
+
+
+# ---------------------------------------------------------------- shared memory
+
+
+def drawn(argument: Any) -> Any:
+    if isinstance(argument, (tuple, list)):
+        return [drawn(item) for item in argument]
+    if isinstance(argument, T):
+        low, high = argument.domain
+        return low + (high - low) * torch.rand(argument.shape)
+    if isinstance(argument, I):
+        return torch.randint(max(argument.bound, 1), argument.shape)
+    if isinstance(argument, B):
+        return torch.rand(argument.shape) < 0.5
+    return TYPES.get(argument, argument) if isinstance(argument, str) and type(argument) is not str else argument
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (list, tuple)):
+        for item in tree:
+            yield from tensors(item)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("op", RULES)
+def test_what_shares_memory_is_known(op: str) -> None:
+    for sample in RULES[op].samples:
+        args, kwargs = drawn(sample.args), {name: drawn(a) for name, a in sample.kwargs.items()}
+        with torch.no_grad():
+            results = overload(op)(*args, **kwargs)
+        operands = [t.untyped_storage().data_ptr() for t in tensors(args) if t.numel()]
+        for result in tensors(results):
+            if result.numel():
+                shared = [p == result.untyped_storage().data_ptr() for p in operands]
+                assert any(shared) == facts(op).aliases
+                assert not any(shared[1:])
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse"])
+def test_a_caller_cannot_write_into_a_constant_through_a_mapped_view(order: str) -> None:
+    transform, x = pullback.jacobian(lambda x: x.reshape(3, 2), order=order), torch.rand(2, 3)
+    expected = torch.eye(6).reshape(3, 2, 2, 3)
+    transform(x).mul_(5)
+    assert torch.equal(transform(x), expected)
+
+
+def test_what_is_split_off_unsafely_is_not_overwritten() -> None:
+    def loss(x: Tensor) -> Tensor:
+        y = x.sin()
+        first, second = torch.unsafe_chunk(y, 2)
+        return (first * second).sum() + y.neg().exp().sum()
+
+    x = normal(SIDE, SIDE)
+    with reference():
+        expected = torch.func.grad(loss)(x)
+    torch.testing.assert_close(pullback.grad(loss)(x), expected)
+
+
+def test_a_cotangent_may_be_written_into() -> None:
+    for f in (lambda a, b: (a.sin(), b.detach() * 2), lambda a, b: (a, a + b), lambda a, b: (a.reshape(-1), b.sum())):
+        a, b = normal(2, 3), normal(2, 3, seed=1)
+        outputs, pull_back = pullback.vjp(f, a, b)
+        seeds = tuple(map(torch.ones_like, outputs))
+        first = [g.clone() for g in pull_back(seeds)]
+        for g in pull_back(seeds):
+            g.mul_(0).sub_(3)
+        assert_equal(list(pull_back(seeds)), first)
+        assert all(bool((s == 1).all()) for s in seeds)
+
+
+def test_dropout_of_nothing_is_its_operand() -> None:
+    def loss(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = x / 2
+        functional.dropout(y, 0.5, training=False).sin_()
+        return y.square().sum(), y
+
+    x = normal(3)
+    (_, changed), gradient = pullback.value_and_grad(loss, has_aux=True)(x)
+    torch.testing.assert_close(changed, (x / 2).sin())
+    torch.testing.assert_close(gradient, (x / 2).sin() * (x / 2).cos())
+
+
+# ---------------------------------------------------------------- equal expressions
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse", "auto"])
+def test_one_payload_is_placed_into_tensors_of_different_sizes(order: str) -> None:
+    def f(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = functional.leaky_relu(x)
+        z = y.select_scatter(y[0] * 3, 0, 0)
+        return z[::2], z
+
+    x = normal(4)
+    with reference():
+        expected = torch.func.jacrev(f)(x)
+    assert_equal(pullback.jacobian(f, order=order)(x), expected)
+
+
+@pytest.mark.parametrize("order", ["forward", "reverse"])
+def test_chunks_have_the_dtype_of_the_argument(order: str) -> None:
+    x = normal(3, dtype=torch.float32)
+    result = pullback.jacobian(lambda x: x.double().sin(), order=order, chunk_size=2)(x)
+    assert_equal(result, x.cos().diag(), 1e-6, 1e-6)
+
+
+# ---------------------------------------------------------------- extreme values
+
+EXTREME = torch.tensor([0.0, -0.0, 1.0, -1.0, 100.0, 800.0, -800.0, 1e20, torch.inf, -torch.inf])
+WITH_NAN = torch.tensor([1.0, torch.nan, 3.0, torch.nan, -2.0])
+AT_NAN: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "max": torch.max,
+    "min": torch.min,
+    "median": torch.median,
+    "amax": torch.amax,
+    "amin": torch.amin,
+    "largest along an axis": lambda x: x.max(0).values,
+    "infinite norm": lambda x: torch.linalg.vector_norm(x, torch.inf),
+    "chosen": lambda x: torch.where(x > 2, x, x.sqrt()),
+}
+
+
+@pytest.mark.parametrize("name", ["elu", "selu", "celu", "softplus", "silu", "leaky_relu", "hardtanh", "logsigmoid"])
+def test_activations_far_out(name: str) -> None:
+    def f(x: Tensor) -> Tensor:
+        return getattr(functional, name)(x).sum()
+
+    with reference():
+        expected = torch.func.grad(f)(EXTREME)
+    torch.testing.assert_close(pullback.grad(f)(EXTREME), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", ["elu", "selu", "celu"])
+def test_second_derivatives_of_exponential_units_are_finite(name: str) -> None:
+    def f(x: Tensor) -> Tensor:
+        return getattr(functional, name)(x).sum()
+
+    x = EXTREME[2:8]
+    with reference():
+        expected = torch.func.hessian(f)(x)
+    torch.testing.assert_close(pullback.hessian(f)(x), expected)
+
+
+@pytest.mark.parametrize("name", AT_NAN)
+def test_nan_goes_where_autograd_lets_it_go(name: str) -> None:
+    def f(x: Tensor) -> Tensor:
+        return AT_NAN[name](x).sum()
+
+    with reference():
+        expected = torch.func.grad(f)(WITH_NAN)
+    torch.testing.assert_close(pullback.grad(f)(WITH_NAN), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("point", [(0.0, 0.0), (0.0, -0.0), (1e-200, 1e-200), (0.0, -1.0), (torch.inf, 1.0)])
+def test_the_angle_near_the_origin(point: tuple[float, float]) -> None:
+    def f(x: Tensor, y: Tensor) -> Tensor:
+        return torch.atan2(x, y).sum()
+
+    x, y = (torch.tensor([p], dtype=torch.float64) for p in point)
+    with reference():
+        expected = torch.func.grad(f, (0, 1))(x, y)
+    assert_equal(pullback.grad(f, (0, 1))(x, y), expected)
+
+
+def test_second_derivatives_at_removable_singularities_are_finite() -> None:
+    zero = torch.zeros(1, dtype=torch.float64)
+    assert pullback.hessian(lambda x: torch.sinc(x).sum())(zero).isfinite().all()
+    assert pullback.hessian(lambda x: torch.atan2(x, x).sum())(zero).isfinite().all()
+
+
+# ---------------------------------------------------------------- many callers
+
+
+def test_functions_with_one_code_and_other_closures() -> None:
+    def scaled(c: Any) -> Callable[[Tensor], Tensor]:
+        return lambda x: (x * c).sum()
+
+    x = torch.rand(3)
+    for c in (2, 3.0, torch.tensor(4.0), True, 2, torch.tensor(5.0), torch.tensor([1.0, 2.0, 3.0])):
+        assert torch.equal(pullback.grad(scaled(c))(x), torch.ones(3) * c)
+
+
+def test_threads_share_transforms_and_make_new_ones() -> None:
+    shared = pullback.grad(lambda x, c: (x.sin() * c).sum())
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for k in range(30):
+                x, c = normal(1 + k % 5, seed=number), float(1 + (k + number) % 7)
+                torch.testing.assert_close(shared(x, c), x.cos() * c)
+                torch.testing.assert_close(pullback.grad(lambda x, c=c: (x * x * c).sum())(x), 2 * x * c)
+        except BaseException as error:  # noqa: BLE001  (a thread's failure has to reach the test)
+            failures.append(error)
+
+    threads = [Thread(target=work, args=(k,)) for k in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
