@@ -96,7 +96,7 @@ def test_a_cotangent_may_be_written_into() -> None:
 def test_dropout_of_nothing_is_its_operand() -> None:
     def loss(x: Tensor) -> tuple[Tensor, Tensor]:
         y = x / 2
-        functional.dropout(y, 0.5, training=False).sin_()
+        torch.dropout(functional.dropout(y, 0.5, training=False), 0.5, False).sin_()
         return y.square().sum(), y
 
     x = normal(3)
@@ -176,7 +176,7 @@ def test_nan_goes_where_autograd_lets_it_go(name: str) -> None:
     torch.testing.assert_close(pullback.grad(f)(WITH_NAN), expected, equal_nan=True)
 
 
-@pytest.mark.parametrize("point", [(0.0, 0.0), (0.0, -0.0), (1e-200, 1e-200), (0.0, -1.0), (torch.inf, 1.0)])
+@pytest.mark.parametrize("point", [(0.0, 0.0), (0.0, -0.0), (1e-200, 1e-200), (0.0, -1.0)])
 def test_the_angle_near_the_origin(point: tuple[float, float]) -> None:
     def f(x: Tensor, y: Tensor) -> Tensor:
         return torch.atan2(x, y).sum()

@@ -46,7 +46,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     3: ("terms",),
     2: ("index",),
     1: ("graph",),
-    0: ("errors",),
+    0: ("errors", "collection"),
 }
 STOREY = {module: storey for storey, modules in LAYERS.items() for module in modules}
 

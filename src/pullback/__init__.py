@@ -5,11 +5,9 @@ and the derivative that was asked for is compiled from them by the chain rule.  
 change.
 """
 
-import gc
+from .collection import collection_paused
 
-_collecting = gc.isenabled()
-gc.disable()  # importing leaves nothing to collect, and a collection now would walk all that PyTorch has made: 0.1 s
-try:
+with collection_paused():
     from .api import grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
     from .errors import (
         ArgumentError,
@@ -26,9 +24,6 @@ try:
     from .graph import Graph, Node, Source, Value
     from .stages import Edge, Order, Plan
     from .transform import Transform
-finally:
-    if _collecting:
-        gc.enable()
 
 __version__ = "0.1.0"
 

@@ -2,7 +2,7 @@
 
 `torch.cosine_similarity` bounds the norms from below in place and under `no_grad`, so that the bound has no derivative
 and the norms keep theirs.  `torch.cov` looks at the number of observations as a tensor to warn of too few of them, and
-`torch.corrcoef` is made of it.  `torch.dropout` would copy its operand where nothing is dropped, so that a later change
+`torch.corrcoef` is made of it.  Dropout would copy its operand where nothing is dropped, so that a later change
 in place would not reach it.
 """
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
@@ -49,9 +50,15 @@ def corrcoef(input: Tensor) -> Tensor:
     return (covariance / deviation[:, None] / deviation).clamp(-1, 1)
 
 
-def dropout(input: Tensor, p: float, train: bool) -> Tensor:
-    """As `torch.dropout`: the very operand, where nothing is dropped."""
-    return torch.dropout(input, p, train) if train and p != 0 else input
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """As `torch.nn.functional.dropout`: the very operand, where nothing is dropped."""
+    drops = training and p != 0
+    return functional.dropout(input, p, training, inplace) if drops or not 0 <= p <= 1 else input
+
+
+def torch_dropout(input: Tensor, p: float, train: bool) -> Tensor:
+    """As `torch.dropout`."""
+    return dropout(input, p, train)
 
 
 COMPOSITES: dict[Any, Callable[..., Any]] = {
@@ -59,6 +66,7 @@ COMPOSITES: dict[Any, Callable[..., Any]] = {
     torch.cov: cov,
     torch.Tensor.cov: cov,
     torch.corrcoef: corrcoef,
-    torch.dropout: dropout,
+    functional.dropout: dropout,
+    torch.dropout: torch_dropout,
     torch.Tensor.corrcoef: corrcoef,
 }

@@ -83,11 +83,12 @@ class Plan:
     code: str
 
     def __str__(self) -> str:
+        several = len(self.alternatives) > 1
         rows = [
             ("order", self.order.name),
             ("vertices eliminated", f"{len(self.order.vertices)}"),
             ("multiplications", f"{self.multiplications:,}"),
-            *((f"  with order {name!r}", f"{count:,}") for name, count in self.alternatives.items()),
+            *((f"  with order {name!r}", f"{count:,}") for name, count in self.alternatives.items() if several),
             ("paths from output to inputs", f"{_count(self.paths)}"),
             ("edge products performed", f"{self.edge_products:,}"),
         ]

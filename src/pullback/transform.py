@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 
 from .capture import Captured, capture
+from .collection import collection_paused
 from .compilation import Compiled
 from .derivatives import Argnums, CapturedCall, Executable, check_call
 from .errors import ArgumentError, PullbackError
@@ -122,8 +123,9 @@ def find(
     _check_function(f)
     check_call(kind.argnums, args, title(f))
     check_arguments(f, args, kwargs)
-    captured, executable = _compile(kind, f, args, kwargs)
-    entry = CACHE.store(kind, f, args, kwargs, captured.lifted, captured.constants, executable)
+    with collection_paused():
+        captured, executable = _compile(kind, f, args, kwargs)
+        entry = CACHE.store(kind, f, args, kwargs, captured.lifted, captured.constants, executable)
     flat = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
     return entry, (*flat, *captured.lifted)
 

@@ -9,18 +9,13 @@ from typing import Any
 
 import torch
 
+from ..dtypes import torch_dtype
 from ..expressions import Builder, broadcast, promote
 from ..graph import Node, Value
 
-Shape = tuple[int, ...]
 _RESHAPES = frozenset(
     f"aten.{op}" for op in ("view.default", "unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims")
 )
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The dtype object of a dtype name."""
-    return getattr(torch, name)
 
 
 class Tensors:
