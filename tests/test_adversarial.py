@@ -215,7 +215,7 @@ def test_threads_share_transforms_and_make_new_ones() -> None:
                 x, c = normal(1 + k % 5, seed=number), float(1 + (k + number) % 7)
                 torch.testing.assert_close(shared(x, c), x.cos() * c)
                 torch.testing.assert_close(pullback.grad(lambda x, c=c: (x * x * c).sum())(x), 2 * x * c)
-        except BaseException as error:  # noqa: BLE001  (a thread's failure has to reach the test)
+        except BaseException as error:  # a thread's failure has to reach the test
             failures.append(error)
 
     threads = [Thread(target=work, args=(k,)) for k in range(8)]
@@ -224,3 +224,29 @@ def test_threads_share_transforms_and_make_new_ones() -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+# ---------------------------------------------------------------- random numbers
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"batch_first": True, "bidirectional": True}])
+@pytest.mark.parametrize("network", [torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN])
+def test_recurrent_networks_drop_what_they_drop_in_eager(network: Any, kwargs: dict[str, bool]) -> None:
+    torch.manual_seed(0)
+    module, x = network(4, 5, 3, dropout=0.5, **kwargs).double(), normal(3, 2, 4)
+    weights = {name: w.detach() for name, w in module.named_parameters()}
+
+    def loss(weights: dict[str, Tensor]) -> Tensor:
+        output, final = torch.func.functional_call(module, weights, (x,))
+        finals = final if isinstance(final, tuple) else (final,)
+        return output.square().sum() + sum(f.sin().sum() for f in finals)
+
+    torch.manual_seed(1)
+    gradient, value = pullback.value_and_grad(loss)(weights)[::-1]
+    torch.manual_seed(1)
+    leaves = {name: w.clone().requires_grad_() for name, w in weights.items()}
+    with reference():
+        expected = loss(leaves)
+        gradients = torch.autograd.grad(expected, list(leaves.values()))
+    torch.testing.assert_close(value, expected.detach())
+    assert_equal(list(gradient.values()), list(gradients))

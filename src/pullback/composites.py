@@ -2,8 +2,8 @@
 
 `torch.cosine_similarity` bounds the norms from below in place and under `no_grad`, so that the bound has no derivative
 and the norms keep theirs.  `torch.cov` looks at the number of observations as a tensor to warn of too few of them, and
-`torch.corrcoef` is made of it.  Dropout would copy its operand where nothing is dropped, so that a later change
-in place would not reach it.
+`torch.corrcoef` is made of it.  Dropout would copy its operand where nothing is dropped, so that a later change in place
+would not reach it; and when PyTorch 2.13 takes a recurrent network apart, it loses the dropout between the layers.
 """
 
 from collections.abc import Callable
@@ -61,6 +61,33 @@ def torch_dropout(input: Tensor, p: float, train: bool) -> Tensor:
     return dropout(input, p, train)
 
 
+def recurrent(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `torch.lstm`, `torch.gru`, `torch.rnn_tanh` or `torch.rnn_relu`; layer by layer where there is dropout."""
+
+    def run(input: Tensor, states: Any, weights: Any, *args: Any) -> Any:
+        is_packed = isinstance(states, Tensor) and not states.is_floating_point()  # sizes; refused further on
+        if is_packed or not (args[2] and args[3] and args[1] > 1):
+            return function(input, states, weights, *args)
+        has_biases, layers, p, train, bidirectional, batch_first = args
+        output = input.transpose(0, 1) if batch_first else input
+        finals = []
+        for k, (state, own) in enumerate(zip(_shares(states, layers), _shares(weights, layers), strict=True)):
+            output = torch.dropout(output, p, True) if k else output
+            output, *final = function(output, state, own, has_biases, 1, 0.0, train, bidirectional, False)
+            finals.append(final)
+        return (output.transpose(0, 1) if batch_first else output, *map(torch.cat, zip(*finals, strict=True)))
+
+    return run
+
+
+def _shares(of_all: Any, layers: int) -> list[Any]:
+    """What belongs to each layer: rows of a state, or of each of two; or a part of the list of weights."""
+    if isinstance(of_all, tuple):
+        return list(zip(*(_shares(state, layers) for state in of_all), strict=True))
+    size = len(of_all) // layers
+    return [of_all[k * size : (k + 1) * size] for k in range(layers)]
+
+
 COMPOSITES: dict[Any, Callable[..., Any]] = {
     torch.cosine_similarity: cosine_similarity,
     torch.cov: cov,
@@ -68,5 +95,6 @@ COMPOSITES: dict[Any, Callable[..., Any]] = {
     torch.corrcoef: corrcoef,
     functional.dropout: dropout,
     torch.dropout: torch_dropout,
+    **{function: recurrent(function) for function in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)},
     torch.Tensor.corrcoef: corrcoef,
 }

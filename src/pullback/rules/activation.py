@@ -55,7 +55,8 @@ def _log_sigmoid(x: Entry, ys: Any) -> dict[int, tuple[Part, ...]]:
 
 RULES: dict[str, Rule] = {
     "aten.relu.default": Pointwise(
-        lambda y: y.ne(0), fused=lambda g, y: fused("aten.threshold_backward.default", g, y, 0)  # lets a NaN through
+        lambda y: y.ne(0),  # y is never negative, and a NaN has to get through
+        fused=lambda g, y: fused("aten.threshold_backward.default", g, y, 0),
     ),
     "aten.threshold.default": Pointwise(
         lambda x, threshold, value: x > threshold,
