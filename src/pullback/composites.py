@@ -2,8 +2,8 @@
 
 `torch.cosine_similarity` bounds the norms from below in place and under `no_grad`, so that the bound has no derivative
 and the norms keep theirs.  `torch.cov` looks at the number of observations as a tensor to warn of too few of them, and
-`torch.corrcoef` is made of it.  Dropout would copy its operand where nothing is dropped, so that a later change in place
-would not reach it; and when PyTorch 2.13 takes a recurrent network apart, it loses the dropout between the layers.
+`torch.corrcoef` is made of it.  Dropout would copy its operand where nothing is dropped, so that a change of it in
+place would be lost; and when PyTorch 2.13 takes a recurrent network apart, it loses the dropout between the layers.
 """
 
 from collections.abc import Callable
