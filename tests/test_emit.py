@@ -128,8 +128,8 @@ def chain() -> tuple[Graph, list[Value]]:
     t = Value("permute", (4, 5), "float32")
     h, r, s = Value("mm", (3, 5), "float32"), Value("relu", (3, 5), "float32"), Value("sum", (), "float32")
     first, second = (
-        Source("/home/me/model.py", 12, "forward", "h = self.fc1(x)"),
-        Source("/home/me/model.py", 13, "forward", ""),
+        Source("/project/model.py", 12, "forward", "h = self.fc1(x)"),
+        Source("/project/model.py", 13, "forward", ""),
     )
     nodes = (
         Node("aten.permute.default", (w, (1, 0)), (), (t,), first),

@@ -55,7 +55,6 @@ class Compiled:
     """A compiled derivative: its program, and how it came about."""
 
     program: Program
-    derived: Graph
     order: Order
     alternatives: Mapping[str, int]
     paths: int
@@ -99,7 +98,7 @@ def compile_derivative(task: Task, order: OrderName, *, fuse: bool, name: str = 
     lowered.check()
     alternatives = {c.order.name: c.multiplications for c in candidates}
     program = emit_python(lowered, name=name, plain=fuse)
-    return Compiled(program, best.derived, best.order, alternatives, count_paths(linear), best.edge_products)
+    return Compiled(program, best.order, alternatives, count_paths(linear), best.edge_products)
 
 
 def _orders_to_try(linear: LinearGraph, order: OrderName) -> list[OrderName]:
