@@ -19,9 +19,11 @@ with collection_paused():
         RuleError,
         ShapeError,
         UnsupportedTorchError,
+        VerificationError,
     )
     from .explain import LocalJacobian, TracedGraph, trace
     from .graph import Graph, Node, Source, Value
+    from .nonfinite import NonFinite, first_nonfinite
     from .stages import Edge, Order, Plan
     from .transform import Transform
 
@@ -36,6 +38,7 @@ __all__ = [
     "LocalJacobian",
     "MissingRuleError",
     "Node",
+    "NonFinite",
     "Order",
     "OrderError",
     "Plan",
@@ -47,7 +50,9 @@ __all__ = [
     "Transform",
     "UnsupportedTorchError",
     "Value",
+    "VerificationError",
     "__version__",
+    "first_nonfinite",
     "grad",
     "hessian",
     "hvp",

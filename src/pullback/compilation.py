@@ -238,6 +238,12 @@ def split_program(graph: Graph, late: int, derivatives: int) -> tuple[Graph, Gra
     return forward, own_memory(backward, derivatives)  # else a caller could write into what is kept
 
 
+def differentiated_values(graph: Graph, sources: Sequence[Value], targets: Sequence[Value]) -> frozenset[Value]:
+    """The sources, the targets, and every value between them."""
+    linear = linearise(graph, Request(tuple(sources), tuple(targets), {}))
+    return frozenset((*linear.sources, *linear.vertices, *linear.targets))
+
+
 def check_sources(sources: Sequence[Value], describe: Callable[[Value], str]) -> None:
     """Raise ArgumentError unless every source has a derivative at all."""
     for value in sources:

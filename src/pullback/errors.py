@@ -38,3 +38,7 @@ class GraphError(PullbackError):
 
 class UnsupportedTorchError(PullbackError, ImportError):
     """The installed PyTorch lacks a private interface that `pullback` uses; names the supported versions."""
+
+
+class VerificationError(PullbackError):
+    """A compiled derivative contradicts independent evidence; names the node that is wrong, with its line."""

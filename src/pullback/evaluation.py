@@ -40,14 +40,15 @@ def evaluate(nodes: Iterable[Node], values: Tensors) -> dict[Value, Tensor]:
     """
     known = dict(values)
     for node in nodes:
-        results = _results(node, known)
+        results = results_of(node, known)
         for value, result in zip(node.outputs, results, strict=True):
             if value is not None:
                 known[value] = result
     return known
 
 
-def _results(node: Node, values: Tensors) -> Sequence[Tensor]:
+def results_of(node: Node, values: Tensors) -> Sequence[Tensor]:
+    """What one node computes, an entry for each of its outputs."""
     derived = _DERIVED.get(node.op)
     if derived is not None:
         return [derived(node, values)]

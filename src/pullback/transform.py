@@ -126,14 +126,19 @@ def find(
     with collection_paused():
         captured, executable = _compile(kind, f, args, kwargs)
         entry = CACHE.store(kind, f, args, kwargs, captured.lifted, captured.constants, executable)
-    flat = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
-    return entry, (*flat, *captured.lifted)
+    return entry, flat_tensors(captured, args, kwargs)
 
 
 def _compile(
     kind: Derivative, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Captured, Executable]:
     """Capture the function at these arguments, and compile the derivative."""
+    call = captured_call(f, args, kwargs)
+    return call.captured, kind.compile(call)
+
+
+def captured_call(f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> CapturedCall:
+    """Capture a function at the arguments of a call."""
     flat, spec = tree_flatten((args, kwargs))
     captured = capture(f, flat, spec, keep=frozenset(RULES))
     inputs = iter(captured.graph.inputs)
@@ -145,8 +150,13 @@ def _compile(
     tensors = [t for t in (*flat, *captured.lifted) if isinstance(t, torch.Tensor)]
     traced = is_transforming() or any(map(is_traced, tensors))
     name = getattr(f, "__name__", type(f).__name__)
-    call = CapturedCall(captured, values, specs, not traced, name, title(f))
-    return captured, kind.compile(call)
+    return CapturedCall(captured, values, specs, not traced, name, title(f))
+
+
+def flat_tensors(captured: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    """What the graph of a captured call takes: the tensors among the arguments, and those that the function reads."""
+    flat = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
+    return (*flat, *captured.lifted)
 
 
 def _check_function(f: Any) -> None:
