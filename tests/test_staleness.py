@@ -1,5 +1,6 @@
 """Whatever a function reads may change between calls; the derivative is always that of the function as it is now."""
 
+import copy
 import random
 from collections import namedtuple
 from collections.abc import Callable
@@ -442,6 +443,18 @@ def test_buffers_are_written_back_as_in_eager(name: str) -> None:
     ours.eval(), theirs.eval()
     torch.testing.assert_close(step(normal(*shape))[0], theirs(normal(*shape)).sin().sum().detach())
     torch.testing.assert_close(dict(ours.named_buffers()), dict(theirs.named_buffers()))
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_a_recurrent_module_is_left_as_it_was_and_may_be_called_in_between(kind: Any, captures: list[Any]) -> None:
+    module, x = kind(3, 4).double(), normal(5, 2, 3)
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+    gradient = pullback.grad(lambda p, x: torch.func.functional_call(module, p, (x,))[0].sin().sum())
+    for _ in range(3):
+        check(gradient, parameters, x)
+        assert copy.deepcopy(module)(x)[0].shape == module(x)[0].shape
+    assert all(a is b for a, b in zip(module._flat_weights, module.parameters(), strict=True))
+    assert len(captures) == 1
 
 
 def test_buffers_given_to_functional_call_are_written_back() -> None:

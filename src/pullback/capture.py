@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from . import torch_private as private
+from .composites import weight_lists_kept
 from .detachment import private_detachments, refuse_writes
 from .errors import ArgumentError, CaptureError
 from .graph import Graph, Node, Value
@@ -125,7 +126,7 @@ def _first_pass(f: Callable[..., Any], trace: Trace, recorder: Recorder, fakes: 
     """The result of `f` on fake tensors; the recorder then holds every call."""
     trace.inputs = [fake for fake in fakes if isinstance(fake, Tensor)]
     args, kwargs = private.tree_unflatten(fakes, in_spec)
-    with _no_autograd_function(), _module_scopes(trace), trace.mode, recorder, Frontier(trace):
+    with _no_autograd_function(), _module_scopes(trace), weight_lists_kept(), trace.mode, recorder, Frontier(trace):
         try:
             return f(*args, **kwargs)
         except Exception as error:

@@ -4,14 +4,19 @@
 and the norms keep theirs.  `torch.cov` looks at the number of observations as a tensor to warn of too few of them, and
 `torch.corrcoef` is made of it.  Dropout would copy its operand where nothing is dropped, so that a change of it in
 place would be lost; and when PyTorch 2.13 takes a recurrent network apart, it loses the dropout between the layers.
+Its module keeps a list of the weights that it saw last, which a capture must not leave full of fake ones.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+
+from .torch_private import RECURRENT_WEIGHT_LISTS, before_any_module
 
 
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
@@ -86,6 +91,25 @@ def _shares(of_all: Any, layers: int) -> list[Any]:
         return list(zip(*(_shares(state, layers) for state in of_all), strict=True))
     size = len(of_all) // layers
     return [of_all[k * size : (k + 1) * size] for k in range(layers)]
+
+
+@contextmanager
+def weight_lists_kept() -> Iterator[None]:
+    """Give every recurrent module called inside its lists of weights back, as they were before its first call."""
+    thread = threading.get_ident()
+    kept: dict[nn.Module, dict[str, Any]] = {}
+
+    def before(module: nn.Module, _: Any) -> None:
+        if isinstance(module, nn.RNNBase) and threading.get_ident() == thread and module not in kept:
+            kept[module] = {name: module.__dict__[name] for name in RECURRENT_WEIGHT_LISTS if name in module.__dict__}
+
+    handle = before_any_module(before)
+    try:
+        yield
+    finally:
+        handle.remove()
+        for module, lists in kept.items():
+            module.__dict__.update(lists)
 
 
 COMPOSITES: dict[Any, Callable[..., Any]] = {

@@ -27,6 +27,7 @@ from .namespaces import (
     slots,
     special_methods,
 )
+from .torch_private import RECURRENT_WEIGHT_LISTS
 
 LARGEST_CONTAINER = 100
 LARGEST_ENVIRONMENT = 50_000
@@ -252,7 +253,8 @@ class Environment:
         if any(type(state.get(part)) not in (dict, OrderedDict) for part in MODULE_STATE):
             return self._guard_same_object(item)
         self._visit_class_of(item)
-        attributes = self._enter_attributes(item, state, _is_module_attribute)
+        is_recurrent = isinstance(item.value, torch.nn.RNNBase)
+        attributes = self._enter_attributes(item, state, ATTRIBUTES_READ[is_recurrent])
         empty = [f"{attributes}[{part!r}]" for part in MODULE_STATE if not state[part]]
         if empty:
             expected = "without hooks, or entries beyond these"
@@ -299,7 +301,7 @@ class Environment:
     def _enter_attributes(self, item: Item, state: dict[str, Any], chosen: Callable[[str], bool] | None = None) -> str:
         """Go on to the chosen entries of an object's dictionary, and return the dictionary's local name."""
         attributes = self.script.assign(f"{item.name}.__dict__", item.text)
-        if chosen is None or chosen is _is_module_attribute:
+        if chosen is None or chosen in ATTRIBUTES_READ:
             self._guard_length(item, attributes, len(state))
         for key, value in state.items():
             if chosen is None or chosen(key):
@@ -328,6 +330,14 @@ def _is_filled(cell: types.CellType) -> bool:
 def _is_module_attribute(name: str) -> bool:
     """Whether a module reads this attribute as its own; the rest is machinery of `nn.Module`."""
     return name not in _machinery()
+
+
+def _is_recurrent_attribute(name: str) -> bool:
+    """The same for a recurrent module, whose lists of weights its `forward` renews from its parameters."""
+    return name not in RECURRENT_WEIGHT_LISTS and _is_module_attribute(name)
+
+
+ATTRIBUTES_READ = (_is_module_attribute, _is_recurrent_attribute)
 
 
 @functools.cache

@@ -73,6 +73,8 @@ is_any_autocast_enabled: Callable[[], bool] = _private("torch._C:_is_any_autocas
 set_grad_enabled: Callable[[bool], None] = _private("torch._C:_set_grad_enabled")
 before_any_module: Callable[..., Any] = _private("torch.nn.modules.module:register_module_forward_pre_hook")
 after_any_module: Callable[..., Any] = _private("torch.nn.modules.module:register_module_forward_hook")
+# Where an instance of `nn.RNNBase` keeps the weights of its last call.
+RECURRENT_WEIGHT_LISTS = ("_flat_weights", "_flat_weight_refs")
 
 ATTRIBUTES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "torch._ops:OpOverload": (torch.ops.aten.add.Tensor, ("_op", "_schema", "_can_decompose")),
