@@ -8,7 +8,7 @@ change.
 from .collection import collection_paused
 
 with collection_paused():
-    from .api import grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
+    from .api import compile, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
     from .errors import (
         ArgumentError,
         CaptureError,
@@ -52,6 +52,7 @@ __all__ = [
     "Value",
     "VerificationError",
     "__version__",
+    "compile",
     "first_nonfinite",
     "grad",
     "hessian",

@@ -13,6 +13,7 @@ from .derivatives import Argnums, Gradient, Jacobian, JacobianVector, VectorJaco
 from .errors import ArgumentError, ShapeError
 from .torch_private import tree_flatten
 from .transform import Transform, execute
+from .whole import WholeFunction
 
 BACKENDS = ("auto", "python")
 
@@ -131,6 +132,40 @@ def hessian(
             [ 0., 12.]])
     """
     return jacobian(jacobian(f, argnums, backend=backend), argnums, order=order, backend=backend)
+
+
+def compile(f: Callable[..., Any]) -> Transform:
+    """Compile a function that calls our transforms, a training step say, update included, into one program.
+
+    Arguments:
+        f: a function of tensors, or of pytrees of them.  It may change tensors in place, whether they are arguments,
+            parameters or buffers of modules that it uses; it need not call a transform at all.
+
+    Returns:
+        A function of the arguments of `f`, with its results, which writes into the very tensors that `f` would write
+        into.  Its results are numbers, outside PyTorch's autograd graph.  What is a view of a tensor that is changed in
+        place is returned as a tensor of its own.
+
+    Raises (when the function is called):
+        CaptureError: `f` branches on data; it calls an optimiser of PyTorch's; or it changes something that is no
+            tensor (a counter, a list), which its program could not repeat.  The message names it.
+        ArgumentError: gradients are on, and what is returned, or written in place, depends on a tensor that requires
+            them, so that eager PyTorch would record it: call it under `torch.no_grad()`, or `.detach()` the result.
+
+    Cost: the first call traces and compiles; a later one looks the program up and runs it.  Inside a trace or transform
+        in progress it is part of that, and `f` itself is called.
+
+    >>> import torch, pullback
+    >>> weight = torch.tensor([1.0, 2.0])
+    >>> @pullback.compile
+    ... def step(x):
+    ...     value, gradient = pullback.value_and_grad(lambda w: (w * x).square().sum())(weight)
+    ...     weight.sub_(0.1 * gradient)
+    ...     return value
+    >>> step(torch.ones(2)), weight
+    (tensor(5.), tensor([0.8000, 1.6000]))
+    """
+    return Transform(f, WholeFunction())
 
 
 def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[Any, ...]:

@@ -9,7 +9,6 @@ What a graph cannot hold is refused.  Random numbers of Python or NumPy cannot b
 
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,9 +21,11 @@ from torch import Tensor, nn
 from . import torch_private as private
 from .composites import weight_lists_kept
 from .detachment import private_detachments, refuse_writes
-from .errors import ArgumentError, CaptureError
+from .effects import Effects, check_writes, effects, no_optimiser
+from .errors import ArgumentError
 from .graph import Graph, Node, Value
-from .provenance import Namer, argument_names, describe, parameter_names, refusal, source_of, surrounding_names
+from .nested import map_tensors, tensors_in
+from .provenance import Namer, argument_names, parameter_names, refusal, source_of, surrounding_names
 from .recording import (
     CLONE,
     COPY,
@@ -33,11 +34,9 @@ from .recording import (
     Recorder,
     Step,
     Trace,
-    map_tensors,
-    tensors_in,
     unsupported_kind,
 )
-from .torch_private import schema, storage
+from .torch_private import schema
 
 PASSES = 3  # decompositions may themselves write in place, which the next pass removes
 
@@ -50,12 +49,16 @@ class Captured:
     lifted: tensors that the function read besides its arguments; the very objects.
     constants: for each of these, whether the function itself made it of Python numbers, so that it never changes.
     out_spec: the structure of the result, whose leaves are `graph.outputs`: values, or Python constants.
+    returned: by number of an output, the input that is written into and then returned itself.
+    recorded: the inputs that are written into with gradients on.
     """
 
     graph: Graph
     lifted: tuple[Tensor, ...]
     constants: tuple[bool, ...]
     out_spec: Any
+    returned: Mapping[int, Value]
+    recorded: frozenset[Value]
 
 
 def capture(
@@ -65,6 +68,7 @@ def capture(
     *,
     keep: frozenset[str] = frozenset(),
     names: Sequence[str] | None = None,
+    is_final: bool = False,
 ) -> Captured:
     """Run `f` on fake tensors and return what it computes as a graph.
 
@@ -74,6 +78,7 @@ def capture(
         in_spec: the structure of `(args, kwargs)`.
         keep: names of operators that have a rule of their own and are not to be decomposed.
         names: what to call the leaves; by default, after the parameters of `f` and the keys of dictionaries.
+        is_final: whether nothing is going to differentiate the graph; then no operator is decomposed.
 
     Raises:
         ArgumentError: an argument is a tensor of a kind that a graph cannot hold.
@@ -84,39 +89,25 @@ def capture(
     """
     names = list(names) if names is not None else argument_names(f, flat_arguments, in_spec)
     _check_arguments(flat_arguments, names)
-    with _surroundings() as inside_transform, Trace(inside_transform) as trace:
-        table = _decompositions(keep)
+    with _surroundings() as inside_transform, Trace(inside_transform, is_final=is_final) as trace:
+        table = {} if is_final else _decompositions(keep)
         fakes = [trace.fake(a) if isinstance(a, Tensor) else a for a in flat_arguments]
         recorder = Recorder(trace, table, keep_raw=True)
         result = _first_pass(f, trace, recorder, fakes, in_spec)
         leaves, out_spec = private.tree_flatten(result)
         leaves = [trace.own(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        beyond = effects(trace, recorder.raw, leaves)
         steps, inputs, leaves = _functional(trace, recorder, table, trace.inputs, leaves)
     own_names = [name for a, name in zip(flat_arguments, names, strict=True) if isinstance(a, Tensor)]
     trace.names = surrounding_names(f) | trace.names
-    _check_writes(trace, steps, dict(zip(map(id, inputs), filter(torch.is_tensor, flat_arguments), strict=True)))
-    return _assemble(trace, steps, inputs, leaves, own_names, out_spec)
+    check_writes(trace, steps, dict(zip(map(id, inputs), filter(torch.is_tensor, flat_arguments), strict=True)))
+    return _assemble(trace, steps, inputs, leaves, own_names, out_spec, beyond)
 
 
 def _check_arguments(arguments: Sequence[Any], names: Sequence[str]) -> None:
     for argument, name in zip(arguments, names, strict=True):
         if isinstance(argument, Tensor) and (problem := unsupported_kind(argument)):
             raise ArgumentError(f"argument {name!r} is {problem}: convert it to an ordinary dense tensor first")
-
-
-def _check_writes(trace: Trace, steps: Sequence[Step], originals: dict[int, Tensor]) -> None:
-    """Refuse a change of a tensor that shares its memory with another input, which would have to change too."""
-    written = {id(step.args[0]) for step in steps if step.mutates}
-    if not written:
-        return
-    originals = originals | {id(fake): tensor for tensor, fake in trace.lifted.values()}
-    memory = Counter(storage(private.unwrapped(tensor)) for tensor in originals.values())
-    for key in written:
-        if memory[storage(private.unwrapped(originals[key]))] > 1:
-            raise CaptureError(
-                f"f changes {describe(originals[key])} in place, which shares its memory with another tensor that f "
-                "reads: pass a clone of one of them, or compute a new tensor instead of changing this one"
-            )
 
 
 # First pass ----------------------------------------------------------------------------------------------------------
@@ -126,7 +117,11 @@ def _first_pass(f: Callable[..., Any], trace: Trace, recorder: Recorder, fakes: 
     """The result of `f` on fake tensors; the recorder then holds every call."""
     trace.inputs = [fake for fake in fakes if isinstance(fake, Tensor)]
     args, kwargs = private.tree_unflatten(fakes, in_spec)
-    with _no_autograd_function(), _module_scopes(trace), weight_lists_kept(), trace.mode, recorder, Frontier(trace):
+    with ExitStack() as stack:
+        for context in (_no_autograd_function(), no_optimiser(trace), _module_scopes(trace), weight_lists_kept()):
+            stack.enter_context(context)
+        for mode in (trace.mode, recorder, Frontier(trace)):
+            stack.enter_context(mode)
         try:
             return f(*args, **kwargs)
         except Exception as error:
@@ -318,7 +313,13 @@ def _replaced(tree: Any, known: dict[int, Tensor]) -> Any:
 
 
 def _assemble(
-    trace: Trace, steps: list[Step], inputs: list[Tensor], leaves: list[Any], names: Sequence[str], out_spec: Any
+    trace: Trace,
+    steps: list[Step],
+    inputs: list[Tensor],
+    leaves: list[Any],
+    names: Sequence[str],
+    out_spec: Any,
+    beyond: Effects,
 ) -> Captured:
     """The graph of the steps that the result, or a mutated input, depends on."""
     writes = [step for step in steps if step.mutates]
@@ -341,7 +342,12 @@ def _assemble(
     )
     graph.check()
     flags = tuple(key in trace.created for key, _, _ in lifted)
-    return Captured(graph, tuple(tensor for _, tensor, _ in lifted), flags, out_spec)
+    keys = [*(f"argument {k}" for k in range(len(inputs))), *(key for key, _, _ in lifted)]
+    by_key = dict(zip(keys, graph.inputs, strict=True))
+    changed = dict(graph.mutations)
+    returned = {k: by_key[key] for k, key in beyond.returned.items() if by_key.get(key) in changed}
+    recorded = frozenset(by_key[key] for key in beyond.recorded if key in by_key)
+    return Captured(graph, tuple(tensor for _, tensor, _ in lifted), flags, out_spec, returned, recorded)
 
 
 def _live(steps: list[Step], wanted: set[int]) -> tuple[list[Step], set[int]]:

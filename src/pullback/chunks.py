@@ -78,7 +78,7 @@ def _by_columns(graph: Graph, sources: Sequence[Value], outputs: Sequence[Value]
 def _programs(graph: Graph, tasks: Sequence[Task], order: OrderName) -> tuple[Run, list[Run]]:
     """The function, which also returns what is kept; and for each task what takes that and one seed more."""
     merged = merged_tasks(graph, tasks)
-    compiled = compile_derivative(merged, order, fuse=False)
+    compiled = compile_derivative(merged, order, fuse=False, plain=False)
     first, second = split_program(compiled.program.graph, len(tasks), len(merged.pairs))
     kept, seeds = second.inputs[: -len(tasks)], second.inputs[-len(tasks) :]
     parts, start = [], 0

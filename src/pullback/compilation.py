@@ -78,12 +78,13 @@ class _Candidate:
     edge_products: int
 
 
-def compile_derivative(task: Task, order: OrderName, *, fuse: bool, name: str = "program") -> Compiled:
+def compile_derivative(task: Task, order: OrderName, *, fuse: bool, plain: bool, name: str = "program") -> Compiled:
     """Run every pass.
 
     Arguments:
         order: "auto" (the cheaper of forward and reverse), "forward", "reverse", or vertex names.
         fuse: whether fused backward kernels may be used; not inside another transform.
+        plain: whether the program will run on plain tensors only, outside all traces.
 
     Raises:
         MissingRuleError: operators on the way have no rule.
@@ -93,11 +94,11 @@ def compile_derivative(task: Task, order: OrderName, *, fuse: bool, name: str = 
     linear.check()
     candidates = [_accumulated(task, linear, choose_order(linear, o), fuse) for o in _orders_to_try(linear, order)]
     best = min(candidates, key=lambda c: c.multiplications)  # among equals the first: reverse
-    lowered = lower(best.derived, keep_stops=not fuse)
+    lowered = lower(best.derived, keep_stops=not plain)
     lowered = schedule(own_memory(lowered, len(task.pairs)))
     lowered.check()
     alternatives = {c.order.name: c.multiplications for c in candidates}
-    program = emit_python(lowered, name=name, plain=fuse)
+    program = emit_python(lowered, name=name, plain=plain)
     return Compiled(program, best.order, alternatives, count_paths(linear), best.edge_products)
 
 

@@ -15,6 +15,7 @@ from .chunks import jacobian_in_chunks
 from .compilation import (
     Compiled,
     OrderName,
+    Task,
     check_sources,
     compile_derivative,
     jacobian_task,
@@ -23,7 +24,7 @@ from .compilation import (
     vjp_task,
 )
 from .dtypes import torch_dtype
-from .emit.python import emit_python
+from .emit.python import Program, emit_python
 from .errors import ArgumentError, CaptureError, ShapeError
 from .graph import Value
 from .provenance import describe
@@ -39,12 +40,31 @@ class Executable:
 
     run: takes the flat tensors of a call.
     finish: gives the results their structure.
-    compiled: how it came about; None where no derivative was needed.
+    compiled: how it came about; None where it is no single derivative.
+    whole: the program of a function that is compiled as it stands.
+    recorded: flat tensors, by number, of which none may require gradients while gradients are on.
+    statistics: flat tensors, by number, that are written into without a derivative: running means and their like.
+    name: what the function is called, for messages.
     """
 
     run: Callable[..., Any]
     finish: Callable[[Any], Any]
     compiled: Compiled | None = None
+    whole: Program | None = None
+    recorded: tuple[int, ...] = ()
+    statistics: tuple[int, ...] = ()
+    name: str = ""
+
+    def check_recorded(self, flat: Sequence[torch.Tensor]) -> None:
+        """Raise ArgumentError if eager PyTorch would record, or refuse, what the program computes as numbers."""
+        found = next((k for k in self.recorded if flat[k].requires_grad), None)
+        if found is not None:
+            raise ArgumentError(
+                f"{self.name} returns, or writes in place, what depends on a tensor that requires gradients "
+                f"({describe(flat[found])}), while gradients are on: a compiled function computes numbers, outside "
+                "PyTorch's autograd graph. Call it under torch.no_grad(), or, in it, return loss.detach() and write "
+                "under `with torch.no_grad():`"
+            )
 
 
 @dataclass(frozen=True)
@@ -55,6 +75,7 @@ class CapturedCall:
         tensor.
     argument_specs: the pytree of each positional argument.
     fuse: whether fused backward kernels may be used: not inside another transform.
+    plain: whether the program will run on plain tensors only, outside all traces.
     name, title: what the function is called, and that with the place where it stands, for messages.
     """
 
@@ -62,6 +83,7 @@ class CapturedCall:
     argument_values: tuple[tuple[Value | None, ...], ...]
     argument_specs: tuple[Any, ...]
     fuse: bool
+    plain: bool
     name: str
     title: str
 
@@ -103,6 +125,11 @@ class CapturedCall:
                 f"has_aux=True: {self.title} must return a tuple (output, aux); it returns {_described(self, whole)}"
             )
         return whole[0], whole[1], tree_flatten(whole[0])[1].num_leaves
+
+    def derivative(self, task: Task, order: OrderName, name: str) -> Compiled:
+        """Compile a derivative for where this call was made."""
+        name = f"{name}_{identifier(self.name)}"
+        return compile_derivative(task, order, fuse=self.fuse, plain=self.plain, name=name)
 
     def _refuse_mutated(self, sources: Sequence[Value]) -> None:
         changed = dict(self.captured.graph.mutations)
@@ -184,6 +211,7 @@ class Gradient:
     has_aux: bool = False
     order: OrderName = "auto"
     with_value: bool = False
+    is_final: ClassVar[bool] = False
 
     def compile(self, call: CapturedCall) -> Executable:
         """Raises ShapeError unless the output is one floating scalar."""
@@ -191,7 +219,7 @@ class Gradient:
         output, aux, count = call.result(self.has_aux, len(sources))
         self._check_scalar(call, output, count)
         task = jacobian_task(call.captured.graph, sources, [0], ["loss"])
-        compiled = compile_derivative(task, self.order, fuse=call.fuse, name=f"grad_{_identifier(call.name)}")
+        compiled = call.derivative(task, self.order, "grad")
         gradient = call.structure(self.argnums, 0)
         value = (output, aux) if self.has_aux else output
         structure = (value, gradient) if self.with_value else (gradient, aux) if self.has_aux else gradient
@@ -219,6 +247,7 @@ class Jacobian:
     has_aux: bool = False
     order: OrderName = "auto"
     chunk_size: int | None = None
+    is_final: ClassVar[bool] = False
 
     def compile(self, call: CapturedCall) -> Executable:
         """The Jacobians, output by output."""
@@ -233,7 +262,7 @@ class Jacobian:
             return Executable(run, rebuilder(structure))
         names = ["output"] if count == 1 else [f"output_{k}" for k in range(count)]
         task = jacobian_task(call.captured.graph, sources, range(count), names)
-        compiled = compile_derivative(task, self.order, fuse=call.fuse, name=f"jacobian_{_identifier(call.name)}")
+        compiled = call.derivative(task, self.order, "jacobian")
         return Executable(compiled.program.run, rebuilder(structure), compiled)
 
     def _structure(self, call: CapturedCall, output: Structure, count: int, width: int) -> Structure:
@@ -249,6 +278,7 @@ class VectorJacobian:
 
     has_aux: bool = False
     argnums: ClassVar[None] = None
+    is_final: ClassVar[bool] = False
 
     def compile(self, call: CapturedCall) -> Executable:
         """Two programs: the first runs at once, the second whenever it is given cotangents."""
@@ -257,7 +287,7 @@ class VectorJacobian:
         output, aux, count = call.result(self.has_aux, 0)
         outputs = call.tensor_outputs(count)
         task = vjp_task(call.captured.graph, sources, range(count))
-        compiled = compile_derivative(task, "reverse", fuse=call.fuse, name=f"vjp_{_identifier(call.name)}")
+        compiled = call.derivative(task, "reverse", "vjp")
         first, second = split_program(compiled.program.graph, count, len(sources))
         forward, backward = emit_python(first, name="forward"), emit_python(second, name="backward")
         finish_gradient = rebuilder(call.structure(argnums, 0))
@@ -289,7 +319,7 @@ class _Kept:
 
     @classmethod
     def of(cls, tensors: tuple[torch.Tensor, ...], call: CapturedCall) -> "_Kept":
-        return cls(tensors, list(map(version, tensors)) if call.fuse else None, call.title)
+        return cls(tensors, list(map(version, tensors)) if call.plain else None, call.title)
 
     def unchanged(self) -> tuple[torch.Tensor, ...]:
         """The tensors.  Raises ArgumentError if one of them is not as it was."""
@@ -326,6 +356,7 @@ class JacobianVector:
 
     has_aux: bool = False
     argnums: ClassVar[None] = None
+    is_final: ClassVar[bool] = False
 
     def compile(self, call: CapturedCall) -> Executable:
         """One program that computes both."""
@@ -334,13 +365,14 @@ class JacobianVector:
         _, _, count = call.result(self.has_aux, 0)
         call.tensor_outputs(count)
         task = jvp_task(call.captured.graph, sources, range(count))
-        compiled = compile_derivative(task, "forward", fuse=call.fuse, name=f"jvp_{_identifier(call.name)}")
+        compiled = call.derivative(task, "forward", "jvp")
         output, aux, _ = call.result(self.has_aux, count)
         tangent = call.result(self.has_aux, 0)[0]
         structure = (output, tangent, aux) if self.has_aux else (output, tangent)
         return Executable(compiled.program.run, rebuilder(structure), compiled)
 
 
-def _identifier(name: str) -> str:
+def identifier(name: str) -> str:
+    """A name as part of a program's name."""
     cleaned = "".join(c if c.isalnum() else "_" for c in name).strip("_")
     return cleaned or "function"

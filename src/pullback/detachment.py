@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from .nested import tensors_in
 from .provenance import refusal
-from .recording import DETACH, Step, tensors_in
+from .recording import DETACH, Step
 from .torch_private import storage
 
 

@@ -6,7 +6,7 @@ function the user called, and refuses what would take a value out of the graph.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,49 +17,22 @@ from torch.overrides import TorchFunctionMode
 from . import torch_private as private
 from .composites import COMPOSITES
 from .graph import Source
+from .nested import flat_results, map_tensors, tensors_in
 from .provenance import describe, refusal, user_source
 from .torch_private import storage
 
 ATEN = torch.ops.aten
 DETACH, LIFT_FRESH = ATEN.detach.default, ATEN.lift_fresh.default
 CLONE, COPY = ATEN.clone.default, ATEN.copy_.default
-_current = threading.local()
 
 
-# Tensors inside nested arguments -------------------------------------------------------------------------------------
+class _Current(threading.local):
+    """The innermost trace in progress in this thread."""
+
+    trace: "Trace | None" = None
 
 
-def map_tensors(tree: Any, change: Callable[[Tensor], Any]) -> Any:
-    """The same nested lists, tuples and dicts with every tensor replaced; what holds no tensor is not copied."""
-    if isinstance(tree, Tensor):
-        return change(tree)
-    if isinstance(tree, (list, tuple)):
-        items = [map_tensors(item, change) for item in tree]
-        if all(new is old for new, old in zip(items, tree, strict=True)):
-            return tree
-        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
-    if isinstance(tree, dict):
-        changed = {key: map_tensors(item, change) for key, item in tree.items()}
-        return changed if any(changed[key] is not tree[key] for key in tree) else tree
-    return tree
-
-
-def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """Every tensor in nested lists, tuples and dicts, in order."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (list, tuple)):
-        for item in tree:
-            yield from tensors_in(item)
-    elif isinstance(tree, dict):
-        yield from tensors_in(list(tree.values()))
-
-
-def flat_results(result: Any) -> list[Any]:
-    """What an operator returned, one entry for each tensor, with None where a tensor is left undefined."""
-    if isinstance(result, (list, tuple)):
-        return [leaf for item in result for leaf in flat_results(item)]
-    return [result]
+CURRENT = _Current()
 
 
 # The trace -----------------------------------------------------------------------------------------------------------
@@ -92,6 +65,8 @@ class Trace:
     names: what the user calls tensors, by their identity.
     inputs: the fakes of the function's own arguments.
     scope: the path of the module that is being called.
+    is_final: whether nothing is going to differentiate what is captured.
+    statistics: memory that nested programs write into without a derivative.
     """
 
     inside_transform: bool = False
@@ -101,6 +76,8 @@ class Trace:
     names: dict[int, str] = field(default_factory=dict)
     inputs: list[Tensor] = field(default_factory=list)
     scope: str = ""
+    is_final: bool = False
+    statistics: set[int] = field(default_factory=set)
 
     def owns(self, tensor: Tensor) -> bool:
         """Whether a tensor is a fake of this trace, perhaps inside wrappers of a `vmap` that the function calls."""
@@ -131,24 +108,31 @@ class Trace:
     @property
     def is_current(self) -> bool:
         """Whether no other capture has started inside this one and not ended yet."""
-        return getattr(_current, "trace", None) is self
+        return CURRENT.trace is self
 
     def __enter__(self) -> "Trace":
-        self._outer = getattr(_current, "trace", None)
-        _current.trace = self
+        self._outer = CURRENT.trace
+        CURRENT.trace = self
         return self
 
     def __exit__(self, *_: object) -> None:
-        _current.trace = self._outer
+        CURRENT.trace = self._outer
 
 
 def adopt_constants(tensors: Iterable[Tensor]) -> None:
     """Let what a nested trace made of Python numbers be constants of the trace in progress, too, if there is one."""
-    trace: Trace | None = getattr(_current, "trace", None)
+    trace = CURRENT.trace
     for tensor in tensors:
         if trace is not None and not trace.owns(tensor):
             trace.lift(tensor)
             trace.created.add(id(tensor))
+
+
+def adopt_statistics(tensors: Iterable[Tensor]) -> None:
+    """Let writes of a nested program into these tensors be as little recorded in the trace in progress as they were."""
+    trace = CURRENT.trace
+    if trace is not None:
+        trace.statistics.update(storage(private.unwrapped(trace.own(tensor))) for tensor in tensors)
 
 
 def unsupported_kind(tensor: Tensor) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -10,11 +11,11 @@ from .capture import Captured, capture
 from .collection import collection_paused
 from .compilation import Compiled
 from .derivatives import Argnums, CapturedCall, Executable, check_call
-from .errors import ArgumentError, PullbackError
+from .errors import ArgumentError, CaptureError, PullbackError
 from .guards import is_transforming
-from .recording import adopt_constants
+from .recording import CURRENT, adopt_constants, adopt_statistics
 from .rules import RULES
-from .signature import CACHE, Entry, check_arguments, title
+from .signature import CACHE, Entry, check_arguments, make_entry, title
 from .stages import Plan
 from .torch_private import is_traced, set_grad_enabled, tree_flatten
 
@@ -27,6 +28,11 @@ class Derivative(Protocol):
     @property
     def argnums(self) -> Argnums | None:
         """The arguments to differentiate; None for all of them."""
+        ...
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the function is compiled as it stands, with its effects, rather than differentiated."""
         ...
 
     def compile(self, call: CapturedCall) -> Executable:
@@ -53,20 +59,22 @@ class Transform:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the derivative; see the function that made this transform."""
         last = self._last
-        if last is not None:
+        if last is not None and CURRENT.trace is None:
             known = last.lookup(self.f, args, kwargs)
             if known is not None:
-                if last.traced:
-                    return run(last, known)
                 executable = last.program
                 before = torch.is_grad_enabled()
+                if before and executable.recorded:
+                    executable.check_recorded(known)
                 set_grad_enabled(False)
                 try:
                     return executable.finish(executable.run(*known))
                 finally:
                     set_grad_enabled(before)
+        if self.kind.is_final and (CURRENT.trace is not None or is_transforming()):
+            return self.f(*args, **kwargs)  # part of what is traced around it
         entry, flat = find(self.kind, self.f, args, kwargs)
-        if entry.reusable:
+        if entry.reusable and not entry.traced:
             self._last = entry
         return run(entry, flat)
 
@@ -88,7 +96,9 @@ class Transform:
         entry, _ = find(self.kind, self.f, args, kwargs)
         executable: Executable = entry.program
         if executable.compiled is None:
-            raise PullbackError(f"a transform with a chunk_size runs one program many times and has no single {wanted}")
+            what = "a compiled function is no single derivative: ask the transforms in it"
+            chunks = f"a transform with a chunk_size runs one program many times and has no single {wanted}"
+            raise PullbackError(f"no {wanted}: {what if self.kind.is_final else chunks}")
         return executable.compiled
 
     def __repr__(self) -> str:
@@ -106,9 +116,12 @@ def execute(
 def run(entry: Entry, flat: Sequence[Any]) -> Any:
     """Run an entry's program, outside autograd unless a trace is in progress."""
     executable: Executable = entry.program
-    if entry.traced:
+    if entry.traced or CURRENT.trace is not None:
         adopt_constants(entry.constants)
+        adopt_statistics(flat[k] for k in executable.statistics)
         return executable.finish(executable.run(*flat))
+    if executable.recorded and torch.is_grad_enabled():
+        executable.check_recorded(flat)
     with torch.no_grad():
         return executable.finish(executable.run(*flat))
 
@@ -117,15 +130,22 @@ def find(
     kind: Derivative, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Entry, Sequence[Any]]:
     """The entry for a call, compiled if there is none, and the tensors that its program takes."""
-    found = CACHE.find(kind, f, args, kwargs)
+    key = (kind, _context())
+    found = CACHE.find(key, f, args, kwargs)
     if found is not None:
         return found
     _check_function(f)
     check_call(kind.argnums, args, title(f))
-    check_arguments(f, args, kwargs)
+    before = None
+    if kind.is_final:
+        before = make_entry(f, args, kwargs, (), (), None)
+    else:
+        check_arguments(f, args, kwargs)
     with collection_paused():
         captured, executable = _compile(kind, f, args, kwargs)
-        entry = CACHE.store(kind, f, args, kwargs, captured.lifted, captured.constants, executable)
+        if before is not None:
+            _refuse_changes(before, f, args, kwargs)
+        entry = CACHE.store(key, f, args, kwargs, captured.lifted, captured.constants, executable)
     return entry, flat_tensors(captured, args, kwargs)
 
 
@@ -133,14 +153,19 @@ def _compile(
     kind: Derivative, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Captured, Executable]:
     """Capture the function at these arguments, and compile the derivative."""
-    call = captured_call(f, args, kwargs)
-    return call.captured, kind.compile(call)
+    call = captured_call(f, args, kwargs, is_final=kind.is_final)
+    graph, recorded = call.captured.graph, call.captured.recorded
+    written = dict(graph.mutations).keys() - recorded
+    statistics = tuple(k for k, value in enumerate(graph.inputs) if value in written)
+    return call.captured, replace(kind.compile(call), statistics=statistics)
 
 
-def captured_call(f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> CapturedCall:
-    """Capture a function at the arguments of a call."""
+def captured_call(
+    f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, is_final: bool = False
+) -> CapturedCall:
+    """Capture a function at the arguments of a call; `is_final` as of `capture`."""
     flat, spec = tree_flatten((args, kwargs))
-    captured = capture(f, flat, spec, keep=frozenset(RULES))
+    captured = capture(f, flat, spec, keep=frozenset(RULES), is_final=is_final)
     inputs = iter(captured.graph.inputs)
     values = tuple(
         tuple(next(inputs) if isinstance(leaf, torch.Tensor) else None for leaf in tree_flatten(argument)[0])
@@ -148,15 +173,33 @@ def captured_call(f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
     )
     specs = tuple(tree_flatten(argument)[1] for argument in args)
     tensors = [t for t in (*flat, *captured.lifted) if isinstance(t, torch.Tensor)]
-    traced = is_transforming() or any(map(is_traced, tensors))
+    context = "traced" if any(map(is_traced, tensors)) and CURRENT.trace is None else _context()
     name = getattr(f, "__name__", type(f).__name__)
-    return CapturedCall(captured, values, specs, not traced, name, title(f))
+    return CapturedCall(captured, values, specs, context != "traced", context == "plain", name, title(f))
 
 
 def flat_tensors(captured: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
     """What the graph of a captured call takes: the tensors among the arguments, and those that the function reads."""
     flat = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
     return (*flat, *captured.lifted)
+
+
+def _context() -> str:
+    """What becomes of this call: "traced" to be differentiated, traced as the "last" word, or "plain": not traced."""
+    trace = CURRENT.trace
+    if is_transforming() or (trace is not None and not trace.is_final):
+        return "traced"
+    return "plain" if trace is None else "last"
+
+
+def _refuse_changes(before: Entry, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse a function that changed numbers, lists or attributes of its surroundings, which a program would not."""
+    changed = before.explain(f, args, kwargs)
+    if changed is not None:
+        raise CaptureError(
+            f"{title(f)} changes what is no tensor, which its program could not repeat: {changed}. Do that outside of "
+            "it, or keep it in a tensor that is changed in place"
+        )
 
 
 def _check_function(f: Any) -> None:

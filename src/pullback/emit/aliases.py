@@ -51,6 +51,27 @@ def _repeated(graph: Graph) -> set[Value]:
     return repeated
 
 
+def distinct_outputs(graph: Graph, original: Graph) -> Graph:
+    """The same program, whose outputs share memory with each other and with inputs only as those of the original do.
+
+    What the one computes twice, the other may compute once; and a detached input is not the input itself.
+    """
+    before, after = memory_roots(original), memory_roots(graph)
+    outputs: list[object] = list(graph.outputs)
+    nodes, inputs = [], set(graph.inputs)
+    owner = {value: value for value in graph.inputs}
+    for k, (value, old) in enumerate(zip(graph.outputs, original.outputs, strict=True)):
+        if not isinstance(value, Value):
+            continue
+        is_shared = owner.setdefault(after[value], before[old]) is not before[old]
+        if is_shared or (value in inputs and value is not old):
+            copy = Value(f"{value.name}_copy", value.shape, value.dtype, value.device)
+            op = "aten.clone.default" if is_shared else "aten.detach.default"
+            nodes.append(Node(op, (value,), (), (copy,)))
+            outputs[k] = copy
+    return replace(graph, nodes=(*graph.nodes, *nodes), outputs=tuple(outputs)) if nodes else graph
+
+
 def protect_from_mutations(graph: Graph) -> Graph:
     """The same program, in which nothing that is returned or written changes when an input is overwritten.
 

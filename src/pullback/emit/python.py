@@ -61,7 +61,9 @@ class Program:
         return self.code
 
 
-def emit_python(graph: Graph, name: str = "program", *, plain: bool = False) -> Program:
+def emit_python(
+    graph: Graph, name: str = "program", *, plain: bool = False, returned: Mapping[int, Value] | None = None
+) -> Program:
     """The program that computes a lowered graph.
 
     Arguments:
@@ -69,6 +71,7 @@ def emit_python(graph: Graph, name: str = "program", *, plain: bool = False) -> 
         name: what the function is called.
         plain: whether it will run on plain tensors only, outside all traces; then small constants are computed once and
             for all, and large intermediate values are overwritten.
+        returned: outputs, by number, that are an input itself, after it was written into.
 
     Raises GraphError if a node is neither an ATen operator nor `batched`.
 
@@ -77,6 +80,7 @@ def emit_python(graph: Graph, name: str = "program", *, plain: bool = False) -> 
     protected = protect_from_mutations(graph)
     known = constants(protected) if plain else {}
     writer = _Writer(reuse_memory(protected, frozenset(known)) if plain else protected, _identifier(name), known)
+    writer.returned = returned or {}
     name, body = writer.name, writer.body()
     header = writer.header()
     code = "\n".join([*header, *body, ""])
@@ -141,6 +145,7 @@ class _Writer:
     assignments: list[str] = field(default_factory=list)
     bound: dict[Any, str] = field(default_factory=dict)
     values: dict[Value, str] = field(default_factory=dict)
+    returned: Mapping[int, Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ops = {node.args[0] if node.op == "batched" else node.op for node in self.graph.nodes}
@@ -170,7 +175,8 @@ class _Writer:
             if forgotten:
                 lines.append(f"    del {', '.join(forgotten)}")
         lines += [f"    {self.values[old]}.copy_({self.values[new]})" for old, new in self.graph.mutations]
-        return [*lines, f"    return {self._write(tuple(self.graph.outputs))}"]
+        outputs = [self.returned.get(k, output) for k, output in enumerate(self.graph.outputs)]
+        return [*lines, f"    return {self._write(tuple(outputs))}"]
 
     def header(self) -> list[str]:
         """Imports and constants, in order of the alphabet; then what is computed once, in its own order."""
