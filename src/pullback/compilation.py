@@ -78,18 +78,21 @@ class _Candidate:
     edge_products: int
 
 
-def compile_derivative(task: Task, order: OrderName, *, fuse: bool, plain: bool, name: str = "program") -> Compiled:
+def compile_derivative(
+    task: Task, order: OrderName, *, fuse: bool, plain: bool | None = None, name: str = "program"
+) -> Compiled:
     """Run every pass.
 
     Arguments:
         order: "auto" (the cheaper of forward and reverse), "forward", "reverse", or vertex names.
         fuse: whether fused backward kernels may be used; not inside another transform.
-        plain: whether the program will run on plain tensors only, outside all traces.
+        plain: whether the program will run on plain tensors only, outside all traces; by default, where `fuse` holds.
 
     Raises:
         MissingRuleError: operators on the way have no rule.
         OrderError: the order is not one.
     """
+    plain = fuse if plain is None else plain
     linear = linearise(task.graph, task.request)
     linear.check()
     candidates = [_accumulated(task, linear, choose_order(linear, o), fuse) for o in _orders_to_try(linear, order)]
