@@ -30,7 +30,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     20: ("explain", "verification", "nonfinite"),
     19: ("transform", "whole"),
     18: ("derivatives",),
-    17: ("chunks",),
+    17: ("chunks", "own_products"),
     16: ("compilation", "differences"),
     15: ("emit", "passes", "evaluation", "notation"),
     14: ("rules",),
@@ -39,20 +39,23 @@ LAYERS: dict[int, tuple[str, ...]] = {
     11: ("environment",),
     10: ("guards", "namespaces"),
     9: ("capture",),
-    8: ("detachment", "effects"),
+    8: ("detachment", "effects", "user_functions"),
     7: ("recording", "structure"),
     6: ("provenance", "composites", "nested"),
     5: ("torch_private", "dtypes"),
     4: ("expressions",),
     3: ("terms",),
-    2: ("index",),
+    2: ("index", "own_derivatives"),
     1: ("graph",),
     0: ("errors", "collection"),
 }
 STOREY = {module: storey for storey, modules in LAYERS.items() for module in modules}
 
 # The core between capture and emission knows no tensors.
-WITHOUT_TORCH = ("errors", "graph", "index", "terms", "expressions", "stages", "cost", "rules", "passes")
+WITHOUT_TORCH = (
+    *("errors", "graph", "own_derivatives", "index", "terms", "expressions", "stages", "cost"),
+    *("rules", "passes"),
+)
 
 # Imports inside a function: an optional extra, in the one function that needs it.
 LATE_IMPORTS = {

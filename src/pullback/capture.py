@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from .effects import Effects, check_writes, effects, no_optimiser
 from .errors import ArgumentError
 from .graph import Graph, Node, Value
 from .nested import map_tensors, tensors_in
+from .own_derivatives import ATTACH, holding
 from .provenance import Namer, argument_names, parameter_names, refusal, source_of, surrounding_names
 from .recording import (
     CLONE,
@@ -37,6 +38,7 @@ from .recording import (
     unsupported_kind,
 )
 from .torch_private import schema
+from .user_functions import attach_operator, own_functions
 
 PASSES = 3  # decompositions may themselves write in place, which the next pass removes
 
@@ -92,8 +94,9 @@ def capture(
     with _surroundings() as inside_transform, Trace(inside_transform, is_final=is_final) as trace:
         table = {} if is_final else _decompositions(keep)
         fakes = [trace.fake(a) if isinstance(a, Tensor) else a for a in flat_arguments]
-        recorder = Recorder(trace, table, keep_raw=True)
-        result = _first_pass(f, trace, recorder, fakes, in_spec)
+        capture_inner = partial(capture, keep=keep)
+        recorder = Recorder(trace, table, True, partial(attach_operator, trace, capture_inner))
+        result = _first_pass(f, trace, recorder, fakes, in_spec, capture_inner)
         leaves, out_spec = private.tree_flatten(result)
         leaves = [trace.own(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         beyond = effects(trace, recorder.raw, leaves)
@@ -113,15 +116,21 @@ def _check_arguments(arguments: Sequence[Any], names: Sequence[str]) -> None:
 # First pass ----------------------------------------------------------------------------------------------------------
 
 
-def _first_pass(f: Callable[..., Any], trace: Trace, recorder: Recorder, fakes: list[Any], in_spec: Any) -> Any:
+def _first_pass(
+    f: Callable[..., Any],
+    trace: Trace,
+    recorder: Recorder,
+    fakes: list[Any],
+    in_spec: Any,
+    capture_inner: Callable[..., Captured],
+) -> Any:
     """The result of `f` on fake tensors; the recorder then holds every call."""
     trace.inputs = [fake for fake in fakes if isinstance(fake, Tensor)]
     args, kwargs = private.tree_unflatten(fakes, in_spec)
+    patches = own_functions(trace, capture_inner), no_optimiser(trace), _module_scopes(trace), weight_lists_kept()
     with ExitStack() as stack:
-        for context in (_no_autograd_function(), no_optimiser(trace), _module_scopes(trace), weight_lists_kept()):
+        for context in (*patches, trace.mode, recorder, Frontier(trace)):
             stack.enter_context(context)
-        for mode in (trace.mode, recorder, Frontier(trace)):
-            stack.enter_context(mode)
         try:
             return f(*args, **kwargs)
         except Exception as error:
@@ -163,27 +172,6 @@ def _folds(left: Tensor, right: Tensor, is_out: bool) -> bool:
     """Whether `matmul` folds a batch into rows; always, as autograd does to spare the weight's gradient a batch."""
     large, small = (left, right) if left.ndim >= right.ndim else (right, left)
     return large.ndim >= 3 and small.ndim <= 2
-
-
-@contextmanager
-def _no_autograd_function() -> Iterator[None]:
-    """Refuse `torch.autograd.Function` by name: its own backward would be ignored."""
-    base, thread = torch.autograd.Function, threading.get_ident()
-    original = base.__dict__["apply"]
-
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != thread:
-            return original.__get__(None, cls)(*args, **kwargs)
-        raise refusal(
-            f"f calls {cls.__qualname__}, a torch.autograd.Function, whose own derivative is not done yet",
-            "Write it as plain tensor code, which needs no derivative of its own.",
-        )
-
-    base.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        base.apply = original  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -371,6 +359,8 @@ def _node(step: Step, values: dict[int, Value], namer: Namer, made: set[int]) ->
     if _is_factory(step):
         made.update(map(id, step.results))
     args = tuple(_argument(a, values) for a in step.args)
+    if str(step.op) == ATTACH:
+        args = (*args[:3], holding(args[3]))
     kwargs = tuple((key, _argument(a, values)) for key, a in step.kwargs.items())
     base = schema(step.op).name.partition("::")[2].lstrip("_")
     outputs: list[Value | None] = []

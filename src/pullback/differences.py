@@ -17,7 +17,9 @@ from torch import Tensor
 from .emit.builtins import facts
 from .evaluation import results_of
 from .graph import FLOATING, DType, Graph, Node, Value, replace_values
+from .own_derivatives import ATTACH, PRODUCTS, own_derivative
 from .rules import NONDIFFERENTIABLE
+from .rules.own import saved_values
 
 STEPS = (1e-3, 1e-4, 1e-5, 1e-6)  # relative to the size of what is moved
 Values = dict[Value, Tensor]
@@ -40,10 +42,23 @@ class Point:
             if node in self.states:
                 torch.set_rng_state(self.states[node])
             here = {v: known.get(v, self.values[v]) for v in node.inputs}
-            for value, result in zip(node.outputs, results_of(node, here), strict=True):
+            results = self._own(node, here) if node.op == ATTACH else results_of(node, here)
+            for value, result in zip(node.outputs, results, strict=True):
                 if value is not None and value not in known:
                     known[value] = result
         return [known.get(v, self.values[v]) for v in floating_outputs(self.graph)]
+
+    def _own(self, node: Node, here: Values) -> list[Tensor]:
+        """What has a derivative by its author moves by that one, which need not be the one of what it computes."""
+        _, inputs, _, key = node.args
+        saved = [self.values[v] for v in saved_values(node, own_derivative(key))]
+        push = PRODUCTS["pullback.own_push.default"]
+        moved = []
+        for k, value in enumerate(node.results):
+            steps = [(i, here[v] - self.values[v]) for i, v in enumerate(inputs) if here[v] is not self.values[v]]
+            pushed = [push(t, saved, key, k, i) for i, t in steps if own_derivative(key).graph.outputs[i] is not None]
+            moved.append(sum(pushed, self.values[value]))
+        return moved
 
 
 def floating_outputs(graph: Graph) -> list[Value]:

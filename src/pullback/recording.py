@@ -67,6 +67,7 @@ class Trace:
     scope: the path of the module that is being called.
     is_final: whether nothing is going to differentiate what is captured.
     statistics: memory that nested programs write into without a derivative.
+    own_derivatives: keys of those that the function brings along.
     """
 
     inside_transform: bool = False
@@ -78,6 +79,7 @@ class Trace:
     scope: str = ""
     is_final: bool = False
     statistics: set[int] = field(default_factory=set)
+    own_derivatives: list[Any] = field(default_factory=list)
 
     def owns(self, tensor: Tensor) -> bool:
         """Whether a tensor is a fake of this trace, perhaps inside wrappers of a `vmap` that the function calls."""
@@ -119,6 +121,11 @@ class Trace:
         CURRENT.trace = self._outer
 
 
+def is_tracing() -> bool:
+    """Whether a capture is in progress in this thread."""
+    return CURRENT.trace is not None
+
+
 def adopt_constants(tensors: Iterable[Tensor]) -> None:
     """Let what a nested trace made of Python numbers be constants of the trace in progress, too, if there is one."""
     trace = CURRENT.trace
@@ -146,6 +153,9 @@ def unsupported_kind(tensor: Tensor) -> str:
     return ""
 
 
+Attach = Callable[[Any, tuple[Any, ...], dict[str, Any], Any], Any]
+
+
 # Below autograd ------------------------------------------------------------------------------------------------------
 
 
@@ -162,8 +172,11 @@ class Recorder(private.TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # else the first call of all imports the whole of torch._dynamo
 
-    def __init__(self, trace: Trace, table: Mapping[Any, Callable[..., Any]], keep_raw: bool) -> None:
+    def __init__(
+        self, trace: Trace, table: Mapping[Any, Callable[..., Any]], keep_raw: bool, attach: Attach | None = None
+    ) -> None:
         super().__init__()
+        self.attach = attach
         self.trace, self.table, self.keep_raw = trace, table, keep_raw
         self.raw: list[Step] = []
         self.steps: list[Step] = []
@@ -203,7 +216,10 @@ class Recorder(private.TorchDispatchMode):
         self.raw.append(Step(op, args, kwargs, flat_results(result), self.source, self.scope, stopping))
         if stopping and not mutates and op is not DETACH:
             return self.stop(result, (args, kwargs))
-        return result
+        if self.attach is None:
+            return result
+        with self:
+            return self.attach(op, args, kwargs, result)
 
     def decomposed(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make a call through its decomposition, if it has one."""

@@ -71,6 +71,8 @@ peek_interpreter: Callable[[], Any] = _private("torch._C._functorch:peek_interpr
 count_function_modes: Callable[[], int] = _private("torch._C:_len_torch_function_stack")
 is_any_autocast_enabled: Callable[[], bool] = _private("torch._C:_is_any_autocast_enabled")
 set_grad_enabled: Callable[[bool], None] = _private("torch._C:_set_grad_enabled")
+FunctionBase: Any = _private("torch.autograd.function:_SingleLevelFunction")
+custom_operators: Any = _private("torch._library.custom_ops:OPDEFS")
 before_any_module: Callable[..., Any] = _private("torch.nn.modules.module:register_module_forward_pre_hook")
 after_any_module: Callable[..., Any] = _private("torch.nn.modules.module:register_module_forward_hook")
 # Where an instance of `nn.RNNBase` keeps the weights of its last call.
@@ -128,6 +130,17 @@ def schema(op: Any) -> Any:
 def can_decompose(op: Any) -> bool:
     """Whether an operator is defined by others."""
     return bool(op._can_decompose())
+
+
+plain_apply: Any = _private("torch._C:_FunctionBase").__dict__["apply"]
+
+
+def _once_differentiable() -> Any:
+    """The code of every backward that is marked by PyTorch's decorator."""
+    return torch.autograd.function.once_differentiable(lambda ctx: None).__code__
+
+
+once_differentiable_code = _once_differentiable()
 
 
 def storage(tensor: Tensor) -> int:

@@ -13,6 +13,7 @@ from .compilation import Compiled
 from .derivatives import Argnums, CapturedCall, Executable, check_call
 from .errors import ArgumentError, CaptureError, PullbackError
 from .guards import is_transforming
+from .own_derivatives import ATTACH
 from .recording import CURRENT, adopt_constants, adopt_statistics
 from .rules import RULES
 from .signature import CACHE, Entry, check_arguments, make_entry, title
@@ -175,7 +176,20 @@ def captured_call(
     tensors = [t for t in (*flat, *captured.lifted) if isinstance(t, torch.Tensor)]
     context = "traced" if any(map(is_traced, tensors)) and CURRENT.trace is None else _context()
     name = getattr(f, "__name__", type(f).__name__)
+    if context == "traced":
+        _refuse_once_differentiable(captured)
     return CapturedCall(captured, values, specs, context != "traced", context == "plain", name, title(f))
+
+
+def _refuse_once_differentiable(captured: Captured) -> None:
+    """Inside another transform a derivative may be differentiated again, which some authors exclude."""
+    for node in captured.graph.nodes:
+        if node.op == ATTACH and node.args[3].own.once:
+            raise CaptureError(
+                f"{node.args[3].own.title}, called at {node.source}, is marked once_differentiable, and is used inside "
+                "another transform, which may differentiate it again: take the mark off if its backward may be "
+                "differentiated"
+            )
 
 
 def flat_tensors(captured: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...]:

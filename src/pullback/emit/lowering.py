@@ -11,6 +11,7 @@ from typing import Any
 from ..dtypes import torch_dtype
 from ..expressions import Builder
 from ..graph import DType, Graph, Node, Value, live_nodes, replace_values, values_in
+from ..own_derivatives import ATTACH
 from ..terms import Application, fill
 from .builtins import facts, facts_of
 from .contractions import lower_contraction
@@ -88,6 +89,9 @@ class _Lowering:
 
     def _adopt(self, node: Node) -> None:
         """Append an ATen node, unless an equal one is there, or it changes nothing."""
+        if node.op == ATTACH and _STOP in self.identities:
+            self.became.update((o, v) for o, v in zip(node.outputs, node.args[0], strict=True) if o is not None)
+            return
         if node.op in self.identities and node.inputs[0].shape == node.outputs[0].shape:  # type: ignore[union-attr]
             self.became[node.outputs[0]] = node.inputs[0]  # type: ignore[index]
             return

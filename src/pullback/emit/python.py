@@ -23,6 +23,7 @@ import torch
 
 from ..errors import GraphError
 from ..graph import Expression, Graph, Node, Source, Value, values_in
+from ..own_derivatives import PRODUCTS
 from ..terms import HOLE, fill
 from ..torch_private import fast_overload
 from .aliases import protect_from_mutations
@@ -261,7 +262,7 @@ class _Writer:
             name = op.split(".")[1]
             if name in self.namespace or name in _RESERVED:
                 name = self.names.claim("_".join(op.split(".")[1:]))
-            self.bound[op] = self._assign(name, f"torch.ops.{op}", fast_overload(op))
+            self.bound[op] = self._assign(name, f"torch.ops.{op}", PRODUCTS.get(op) or fast_overload(op))
         return self.bound[op]
 
     def _assign(self, name: str, text: str, target: Any) -> str:

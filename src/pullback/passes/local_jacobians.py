@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from ..errors import MissingRuleError
 from ..graph import COMPLEX, FLOATING, Graph, Node, Value
-from ..rules import RULES
-from ..rules.edges import edges_of
+from ..rules.edges import edges_of, has_rule
 from ..stages import Edge, LinearGraph
 from ..terms import Jac
 
@@ -65,7 +64,7 @@ def _refuse_missing(nodes: Mapping[Node, None]) -> None:
     for node in nodes:
         if any(v.dtype in COMPLEX for v in (*node.inputs, *node.results)):
             missing.setdefault(f"{node.op} on complex numbers", node)
-        elif node.op not in RULES:
+        elif not has_rule(node):
             missing.setdefault(f"{node.op} on {', '.join(v.type for v in node.inputs if v.dtype in FLOATING)}", node)
     if not missing:
         return

@@ -1,0 +1,59 @@
+"""Functions whose derivative their author wrote: see `own_derivatives.py`.
+
+What they compute stays as it is; their backward B(g, saved) is the transposed Jacobian, which is applied and never
+written out.  There is one entry for all of them, so that its samples are the functions of the tests.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..graph import Node, Value
+from ..own_derivatives import ATTACH, OwnDerivative, own_derivative
+from ..terms import HOLE, Application, Kernel, Part
+from .kinds import Call, Rule
+
+
+@dataclass(frozen=True)
+class Own(Rule):
+    """The rule of `attach`: operands are the values, the arguments of the user's function, and what it saved."""
+
+    def parts(self, call: Call, output: int, operand: int) -> tuple[Part, ...]:
+        """A kernel for an argument; nothing for values and for what was saved, which are constants here."""
+        values, inputs, _, key = call.node.args
+        own = own_derivative(key)
+        place = operand - len(values)
+        if not 0 <= place < len(inputs) or own.graph.outputs[place] is None:
+            return ()
+        saved = saved_values(call.node, own)
+        pull = Application("pullback.own_pull.default", (HOLE, saved, key, output, place))
+        return (Kernel(Application("pullback.own_push.default", (HOLE, saved, key, output, place)), pull),)
+
+
+def saved_values(node: Node, own: OwnDerivative) -> tuple[Value, ...]:
+    """What was saved; a result of the function as it comes out of `attach`, so that it keeps its derivative."""
+    _, _, saved, _ = node.args
+    found = [node.outputs[own.from_results[k]] if k in own.from_results else v for k, v in enumerate(saved)]
+    return tuple(v for v in found if v is not None)
+
+
+def _pull(call: Call, cotangents: Sequence[Value | None], wanted: Sequence[bool]) -> tuple[Value | None, ...]:
+    """The whole backward at once."""
+    values, inputs, _, key = call.node.args
+    own = own_derivative(key)
+    pairs = zip(cotangents, own.graph.inputs[: own.results], strict=True)
+    given = tuple(_zeros(call, like) if c is None else c for c, like in pairs)
+    types = [None if out is None else (v.shape, v.dtype) for out, v in zip(own.graph.outputs, inputs, strict=True)]
+    found = call.builder.node("pullback.own_pulls.default", (given, saved_values(call.node, own), key), types)
+    pulled = iter(found)
+    of_inputs = [None if t is None else next(pulled) for t in types]
+    return (*[None] * len(values), *of_inputs, *[None] * (len(call.operands) - len(values) - len(inputs)))
+
+
+def _zeros(call: Call, like: Value) -> Value:
+    """What stands for the cotangent of a result that nobody differentiates."""
+    return call.builder.node("zeros", (like.shape, like.dtype), [(like.shape, like.dtype)])[0]
+
+
+OWN: dict[str, Rule] = {ATTACH: Own(pull=_pull)}
+
+__all__ = ["OWN"]

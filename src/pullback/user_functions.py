@@ -1,0 +1,285 @@
+"""Functions that bring a derivative of their own: `torch.autograd.Function`, and operators with `register_autograd`.
+
+While a function is captured, what such a call computes is recorded like anything else, but under `no_grad`; then its
+results pass through the operator `pullback.attach`, which returns them as they are and stands for the derivative.  The
+backward that the user wrote becomes a graph by itself, captured on cotangents like the results.
+
+Saved tensors are operands of `attach`, so that they have derivatives too: the backward may be differentiated again.
+"""
+
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import torch_private as private
+from .own_derivatives import OwnDerivative, remember
+from .provenance import refusal, user_source
+from .recording import Trace
+
+LIBRARY = torch.library.Library("pullback", "DEF")
+LIBRARY.define("attach(Tensor[] values, Tensor[] inputs, Tensor[] saved, int key) -> Tensor[]")
+LIBRARY.define("own_pull(Tensor cotangent, Tensor[] saved, int key, int output, int operand) -> Tensor")
+LIBRARY.define("own_pulls(Tensor[] cotangents, Tensor[] saved, int key) -> Tensor[]")
+LIBRARY.define("own_push(Tensor tangent, Tensor[] saved, int key, int output, int operand) -> Tensor")
+
+Capture = Callable[..., Any]
+
+
+def _attach(values: list[Tensor], inputs: list[Tensor], saved: list[Tensor], key: int) -> list[Tensor]:
+    return [value.clone() for value in values]
+
+
+def _attach_fake(values: list[Tensor], inputs: list[Tensor], saved: list[Tensor], key: int) -> list[Tensor]:
+    return [torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=v.device) for v in values]
+
+
+def _attach_batched(info: Any, axes: Any, values: Any, inputs: Any, saved: Any, key: int) -> Any:
+    """Under `vmap` nothing is traced, so that the values are all that matters."""
+    return [value.clone() for value in values], axes[0]
+
+
+LIBRARY.impl("attach", _attach, "CompositeExplicitAutograd")
+torch.library.register_fake("pullback::attach", _attach_fake, lib=LIBRARY)
+torch.library.register_vmap("pullback::attach", _attach_batched, lib=LIBRARY)
+
+
+# ---------------------------------------------------------------- what the user's code is given
+
+
+class Context:
+    """What stands in for PyTorch's `ctx` while forward and backward are captured."""
+
+    def __init__(self, needs_input_grad: tuple[bool, ...], title: str) -> None:
+        self.needs_input_grad = needs_input_grad
+        self._title = title
+        self._saved: tuple[Any, ...] = ()
+        self._constant: tuple[Tensor, ...] = ()
+        self._materialises = True
+
+    @property
+    def saved_tensors(self) -> tuple[Any, ...]:
+        """What was saved for the backward."""
+        return self._saved
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        """Keep tensors for the backward."""
+        self._saved = tensors
+
+    def save_for_forward(self, *tensors: Any) -> None:
+        """Keep tensors for PyTorch's forward mode, of which nothing is used."""
+
+    def mark_non_differentiable(self, *results: Tensor) -> None:
+        """Say that results have no derivative."""
+        self._constant = results
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """Whether the backward is given zeros, and not None, for results that have no derivative."""
+        self._materialises = value
+
+    def mark_dirty(self, *_: Tensor) -> None:
+        """Refused: an argument is changed in place."""
+        raise refusal(f"{self._title} changes an argument in place (mark_dirty)", "Return a new tensor instead.")
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call whose derivative the user wrote: arguments, results, and the backward with its context."""
+
+    title: str
+    arguments: tuple[Any, ...]
+    results: tuple[Any, ...]
+    context: Context
+    backward: Callable[..., Any]
+    once: bool
+
+    @property
+    def differentiable(self) -> list[int]:
+        """The numbers of the results that have a derivative."""
+        constant = set(map(id, self.context._constant))
+        return [k for k, r in enumerate(self.results) if _is_floating(r) and id(r) not in constant]
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The arguments that may be differentiated."""
+        return [a for a in self.arguments if _is_floating(a)]
+
+
+def apply_function(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any], trace: Trace, capture: Capture) -> Any:
+    """Call an `autograd.Function` inside a capture, so that its own backward becomes its derivative."""
+    title = cls.__qualname__
+    arguments = tuple(trace.own(_bound(cls, args, kwargs)))
+    if any(private.is_functorch_wrapped(a) for a in arguments if isinstance(a, Tensor)):
+        raise refusal(f"f calls {title}, a torch.autograd.Function, under vmap", "Write a loop, or plain tensor code.")
+    context = Context(tuple(map(_is_floating, arguments)), title)
+    with torch.no_grad():
+        if cls.setup_context is not torch.autograd.Function.setup_context:
+            output = cls.forward(*arguments)
+            cls.setup_context(context, arguments, output)
+        else:
+            output = cls.forward(context, *arguments)
+    backward = cls.vjp if cls.vjp is not torch.autograd.Function.vjp else cls.backward
+    if backward is torch.autograd.Function.backward:
+        problem = f"{title}, a torch.autograd.Function, has no backward"
+        raise refusal(problem, "Give it one, or write it as plain tensor code.")
+    results = output if isinstance(output, tuple) else (output,)
+    call = _Call(title, arguments, results, context, *_unwrapped(backward))
+    attached = _attached(call, trace, capture)
+    return attached if isinstance(output, tuple) else attached[0]
+
+
+def attach_operator(trace: Trace, capture: Capture, op: Any, args: Any, kwargs: dict[str, Any], result: Any) -> Any:
+    """The results of an operator; those of a user's, with the derivative that `register_autograd` gave it."""
+    if not has_own_derivative(op):
+        return result
+    definition = private.custom_operators[op._name.partition(".")[0]]
+    arguments = tuple(_operator_arguments(op, args, kwargs))
+    context = Context(tuple(map(_is_floating, arguments)), str(op))
+    if definition._setup_context_fn is not None:
+        definition._setup_context_fn(context, arguments, result)
+    results = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+    call = _Call(str(op), arguments, results, context, *_unwrapped(definition._backward_fn))
+    attached = _attached(call, trace, capture)
+    return attached if isinstance(result, (tuple, list)) else attached[0]
+
+
+def has_own_derivative(op: Any) -> bool:
+    """Whether an operator is a user's, with a backward of its own."""
+    if op.namespace in ("aten", "prims", "pullback"):
+        return False
+    definition = private.custom_operators.get(op._name.partition(".")[0])
+    return definition is not None and definition._backward_fn is not None
+
+
+def _operator_arguments(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+    for k, argument in enumerate(private.schema(op).arguments):
+        if k < len(args):
+            yield args[k]
+        elif not argument.kwarg_only:
+            yield kwargs.get(argument.name, argument.default_value)
+
+
+def _bound(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments in the order of `forward`, defaults filled in."""
+    own = cls.setup_context is torch.autograd.Function.setup_context
+    bound = inspect.signature(cls.forward).bind(*((None,) if own else ()), *args, **kwargs)
+    bound.apply_defaults()
+    return bound.args[1:] if own else bound.args
+
+
+def _unwrapped(backward: Any) -> tuple[Callable[..., Any], bool]:
+    """The backward that the user wrote, and whether it is marked as `once_differentiable`."""
+    code = getattr(backward, "__code__", None)
+    marked = code is not None and code is private.once_differentiable_code
+    return (backward.__wrapped__, True) if marked else (backward, False)
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+# ---------------------------------------------------------------- the backward as a graph
+
+
+def _attached(call: _Call, trace: Trace, capture: Capture) -> tuple[Any, ...]:
+    """The results of a call; those that have a derivative passed through `attach`."""
+    numbers, inputs = call.differentiable, call.inputs
+    if not numbers or not inputs:
+        return call.results
+    own, saved = _captured_backward(call, capture)
+    key = remember(own)
+    trace.own_derivatives.append(key)
+    values = [call.results[k] for k in numbers]
+    attached = iter(torch.ops.pullback.attach.default(values, inputs, saved, key))
+    return tuple(next(attached) if k in numbers else result for k, result in enumerate(call.results))
+
+
+def _captured_backward(call: _Call, capture: Capture) -> tuple[OwnDerivative, list[Tensor]]:
+    kept = call.context._saved
+    saved = [t for t in kept if isinstance(t, Tensor)]
+    values = [call.results[k] for k in call.differentiable]
+
+    def backward(*tensors: Tensor) -> tuple[Any, ...]:
+        rest = iter(tensors[len(values) :])
+        call.context._saved = tuple(next(rest) if isinstance(t, Tensor) else t for t in kept)
+        return _cotangents(call, tensors[: len(values)])
+
+    flat = [*values, *saved]
+    names = [f"cotangent_{k}" for k in range(len(values))] + [f"saved_{k}" for k in range(len(saved))]
+    _, spec = private.tree_flatten((tuple(flat), {}))
+    captured = capture(backward, [torch.empty_like(t) for t in values] + saved, spec, names=names)
+    if captured.graph.mutations:
+        raise refusal(f"the backward of {call.title} changes a tensor in place", "Compute a new tensor instead.")
+    saved = [*saved, *captured.lifted]
+    arguments, results = set(map(id, call.arguments)), {id(v): k for k, v in enumerate(values)}
+    places = {k: results[id(t)] for k, t in enumerate(saved) if id(t) in results and id(t) not in arguments}
+    return OwnDerivative(captured.graph, len(values), places, call.once, call.title, user_source()), saved
+
+
+def _cotangents(call: _Call, given: Sequence[Tensor]) -> tuple[Any, ...]:
+    """What the user's backward returns for each tensor argument."""
+    numbers = dict(zip(call.differentiable, given, strict=True))
+    missing = call.context._materialises
+    every = [numbers[k] if k in numbers else _zeros(r) if missing else None for k, r in enumerate(call.results)]
+    found = call.backward(call.context, *every)
+    found = found if isinstance(found, tuple) else (found,)
+    padded = [*found, *[None] * (len(call.arguments) - len(found))]
+    pairs = zip(call.arguments, padded, strict=False)
+    return tuple(_fitted(c, a, call.title) for a, c in pairs if _is_floating(a))
+
+
+def _zeros(result: Any) -> Any:
+    is_tensor = isinstance(result, Tensor)
+    return torch.zeros(result.shape, dtype=result.dtype, device=result.device) if is_tensor else None
+
+
+def _fitted(cotangent: Any, argument: Tensor, title: str) -> Any:
+    """A cotangent in shape and dtype of its argument; summed over what broadcasting repeats, as autograd does."""
+    if cotangent is None:
+        return None
+    if not isinstance(cotangent, Tensor):
+        raise refusal(f"the backward of {title} returns {cotangent!r}", "Return a tensor or None for each argument.")
+    if cotangent.shape != argument.shape:
+        try:
+            cotangent = cotangent.sum_to_size(argument.shape)
+        except RuntimeError:
+            seen = f"{tuple(cotangent.shape)} for an argument of shape {tuple(argument.shape)}"
+            problem = f"the backward of {title} returns a tensor of shape {seen}"
+            raise refusal(problem, "Return one of the argument's shape.") from None
+    return cotangent.to(argument.dtype)
+
+
+# ---------------------------------------------------------------- while a function is captured
+
+
+@contextmanager
+def own_functions(trace: Trace, capture: Capture) -> Iterator[None]:
+    """Let `autograd.Function.apply` bring its own derivative into the trace.
+
+    What is replaced is the function that `apply` ends in, since many programs keep an `apply` under another name.
+    Under `vmap` PyTorch makes another function of it first.
+    """
+    base, thread = private.FunctionBase, threading.get_ident()
+    before = base.__dict__.get("apply")
+    original = before or private.plain_apply
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread or not trace.is_current:
+            return original.__get__(None, cls)(*args, **kwargs)
+        if cls.__name__ == "CheckpointFunction" and cls.__module__ == "torch.utils.checkpoint":
+            return args[0](*args[2:])  # what is kept and what is computed again is the plan's affair
+        return apply_function(cls, args, kwargs, trace, capture)
+
+    base.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        if before is None:
+            del base.apply
+        else:
+            base.apply = before

@@ -1,0 +1,349 @@
+"""Functions that bring their own backward: it is used, at every order, and refused where it is no Jacobian."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+import pullback
+from pullback.verification import verify
+from support import reference
+
+X = torch.tensor([[0.3, -0.7, 1.1], [0.2, 0.5, -0.4]], dtype=torch.float64)
+W = torch.tensor([[0.5, -0.2], [0.1, 0.9], [-0.6, 0.3]], dtype=torch.float64)
+
+
+class Exponential(Function):
+    """Saves its result."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rate: float = 2.0) -> Tensor:
+        y = (rate * x).exp()
+        ctx.save_for_backward(y)
+        ctx.rate = rate
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        (y,) = ctx.saved_tensors
+        return g * y * ctx.rate, None
+
+
+class Attribute(Function):
+    """Keeps an argument as an attribute, and a tensor that was computed on the way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.x, ctx.sine = x, x.sin()
+        return ctx.sine * x
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * (ctx.x.cos() * ctx.x + ctx.sine)
+
+
+class Twice(Function):
+    """Two results, two arguments, a separate context; a backward that is seven times too large in one of them."""
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return x @ w, x.sum(), x.argmax()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.mark_non_differentiable(output[2])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, h: Tensor, _: Any) -> tuple[Tensor, Tensor]:
+        x, w = ctx.saved_tensors
+        return 7 * (g @ w.t()) + h, x.t() @ g
+
+
+class StraightThrough(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g
+
+
+class Reversed(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return -g
+
+
+class Broadcast(Function):
+    """Returns a cotangent that autograd sums to the argument's shape."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, b: Tensor) -> Tensor:
+        return x * b
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+        return g * 2, g * 3
+
+
+class Clipped(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g.clamp(-1, 1)
+
+
+class Shifted(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g + 1
+
+
+class Once(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.exp()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * ctx.saved_tensors[0].exp()
+
+
+class ForVmap(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.exp()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g * ctx.saved_tensors[0] * 3
+
+
+class Nested(Function):
+    """A backward that calls another function with a derivative of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return Exponential.apply(ctx.saved_tensors[0]) * g
+
+
+@torch.library.custom_op("pullback_tests::cube", mutates_args=())
+def cube(x: Tensor, scale: float = 1.0) -> Tensor:
+    return scale * x**3
+
+
+@cube.register_fake
+def _(x: Tensor, scale: float = 1.0) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _save(ctx: Any, inputs: Any, output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0])
+    ctx.scale = inputs[1]
+
+
+def _pull(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+    return g * 3 * ctx.scale * ctx.saved_tensors[0] ** 2, None
+
+
+cube.register_autograd(_pull, setup_context=_save)
+aliased = Exponential.apply
+
+
+def into_views(x: Tensor) -> Tensor:
+    z = torch.zeros(2, 3, dtype=x.dtype)
+    z[0] = Exponential.apply(x)[1]
+    return (z.mul_(2) * Attribute.apply(x)).sum()
+
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "saves its result": lambda x: (Exponential.apply(x.sin(), 1.5) ** 2).sum(),
+    "default argument": lambda x: (Exponential.apply(x) * x).sum(),
+    "attributes": lambda x: (Attribute.apply(x) ** 2).sum(),
+    "several results": lambda x: (Twice.apply(x.cos(), W)[0] ** 2).sum() * Twice.apply(x, W)[1],
+    "captured tensor": lambda x: Twice.apply(x * x, W.sin())[0].sin().sum(),
+    "straight through": lambda x: (StraightThrough.apply(3 * x) * x).sum(),
+    "reversed": lambda x: (Reversed.apply(x) * x.exp()).sum(),
+    "summed to shape": lambda x: (Broadcast.apply(x, x[0]) * x).sum(),
+    "in another's backward": lambda x: (Nested.apply(x) * x).sum(),
+    "one after the other": lambda x: (Exponential.apply(Attribute.apply(Reversed.apply(x)), 0.5) * x).sum(),
+    "custom operator": lambda x: (cube(x.sin(), 2.0) * x).sum(),
+    "under another name": lambda x: (aliased(x) * x).sum(),
+    "in-place writes": into_views,
+    "checkpoint": lambda x: checkpoint(lambda x: x.sin().exp(), x, use_reentrant=False).sum(),
+    "reentrant checkpoint": lambda x: checkpoint(lambda x: x.sin().exp() * x, x, use_reentrant=True).sum(),
+}
+UNDIFFERENTIABLE_TWICE = ("reentrant checkpoint",)  # by PyTorch
+
+
+def theirs(f: Callable[[Tensor], Tensor], twice: bool = True) -> tuple[Tensor, Tensor]:
+    """The gradient by autograd, and the gradient's derivative along X."""
+    with reference():
+        x = X.clone().requires_grad_()
+        if not twice:
+            f(x).backward()
+            assert x.grad is not None
+            return x.grad, x.grad
+        (gradient,) = torch.autograd.grad(f(x), x, create_graph=True)
+        (product,) = torch.autograd.grad((gradient * X).sum(), x)
+    return gradient.detach(), product
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_first_and_second_order(name: str) -> None:
+    f, twice = FUNCTIONS[name], name not in UNDIFFERENTIABLE_TWICE
+    gradient, product = theirs(f, twice)
+    torch.testing.assert_close(pullback.grad(f)(X), gradient)
+    torch.testing.assert_close(pullback.vjp(f, X)[1](torch.ones((), dtype=torch.float64))[0], gradient)
+    if twice:  # the Hessian need not be symmetric, where the author's derivative is not that of the function
+        torch.testing.assert_close(pullback.vjp(pullback.grad(f), X)[1](X)[0], product)
+        hessian = pullback.hessian(f)(X)
+        torch.testing.assert_close(torch.tensordot(X, hessian, 2), product)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_order_and_forward_products(name: str) -> None:
+    f = FUNCTIONS[name]
+    gradient = pullback.grad(f)(X)
+    torch.testing.assert_close(pullback.jvp(f, (X,), (X,))[1], (gradient * X).sum())
+    torch.testing.assert_close(pullback.jacobian(f, order="forward")(X), gradient)
+
+
+def test_jacobians_in_rows_columns_chunks_and_batches() -> None:
+    expected = 7 * pullback.jacobian(lambda x: x @ W)(X)
+    for order in ("auto", "forward", "reverse"):
+        torch.testing.assert_close(pullback.jacobian(lambda x: Twice.apply(x, W)[0], order=order)(X), expected)
+    torch.testing.assert_close(pullback.jacobian(lambda x: Twice.apply(x, W)[0], chunk_size=3)(X), expected)
+    rows = torch.func.vmap(pullback.grad(lambda x: Exponential.apply(x).sum()))(X)
+    torch.testing.assert_close(rows, 2 * (2 * X).exp())
+    inside = pullback.grad(lambda x: torch.vmap(ForVmap.apply)(x).sum())(X)
+    torch.testing.assert_close(inside, 3 * X.exp())
+
+
+def test_a_backward_that_clips_serves_gradients_only() -> None:
+    def f(x: Tensor) -> Tensor:
+        return (Clipped.apply(x) * 3).sum()
+
+    assert pullback.grad(f)(X).eq(1).all()
+    assert pullback.vjp(f, X)[1](torch.ones((), dtype=torch.float64))[0].eq(1).all()
+    for transform in (pullback.jacobian(Clipped.apply), pullback.hessian(f)):
+        with pytest.raises(pullback.MissingRuleError, match=r"Clipped.*not linear.*clamp.*value_and_grad and vjp"):
+            transform(X)
+    with pytest.raises(pullback.MissingRuleError, match="not linear"):
+        pullback.jvp(f, (X,), (X,))
+
+
+def test_a_backward_that_adds_serves_gradients_only() -> None:
+    assert pullback.grad(lambda x: (Shifted.apply(x) * 3).sum())(X).eq(4).all()
+    with pytest.raises(pullback.MissingRuleError, match=r"Shifted.*cotangent of zeros"):
+        pullback.jacobian(Shifted.apply)(X)
+
+
+def test_once_differentiable_is_honoured() -> None:
+    torch.testing.assert_close(pullback.grad(lambda x: Once.apply(x).sum())(X), X.exp())
+    with pytest.raises(pullback.CaptureError, match=r"Once.*test_own_derivatives.py.*once_differentiable"):
+        pullback.hessian(lambda x: Once.apply(x).sum())(X)
+
+
+def test_needs_input_grad_and_dtypes() -> None:
+    seen: list[Any] = []
+
+    class Inspecting(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, k: Tensor, name: str) -> Tensor:
+            seen.append(ctx.needs_input_grad)
+            return x[k].float()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+            return g.new_ones(3), None, None
+
+    gradient = pullback.grad(lambda x: Inspecting.apply(x, torch.tensor([0, 1]), "name").sum())(X[0])
+    assert seen == [(True, False, False)]
+    assert gradient.dtype is torch.float64
+    assert gradient.eq(1).all()
+
+
+def test_changing_an_argument_in_place_is_refused() -> None:
+    class Dirty(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.mark_dirty(x)
+            return x.mul_(2)
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Tensor:
+            return g * 2
+
+    with pytest.raises(pullback.CaptureError, match=r"Dirty.*mark_dirty.*\n.*test_own_derivatives.py.*\n.*new tensor"):
+        pullback.grad(lambda x: Dirty.apply(x.clone()).sum())(X)
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"), [(lambda g: "text", "returns 'text'"), (lambda g: g.new_ones(5), r"\(5,\) for an argument")]
+)
+def test_a_backward_that_returns_nonsense_is_refused(returned: Callable[[Tensor], Any], said: str) -> None:
+    class Nonsense(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Any:
+            return returned(g)
+
+    with pytest.raises(pullback.CaptureError, match=said):
+        pullback.grad(lambda x: Nonsense.apply(x).sum())(X)
+
+
+def test_verification_accepts_the_author_s_derivative() -> None:
+    assert verify(pullback.grad(FUNCTIONS["reversed"]), X).passed
+    assert verify(pullback.grad(FUNCTIONS["several results"]), X).passed
+
+
+def test_results_share_no_memory_with_arguments() -> None:
+    class Identity(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+            ctx.save_for_backward(w)
+            return x * w
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+            return ctx.saved_tensors[0], g
+
+    w = X.clone()
+    gradient = pullback.grad(lambda x: Identity.apply(x, w).sum())(X)
+    gradient.zero_()
+    torch.testing.assert_close(w, X)
