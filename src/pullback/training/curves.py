@@ -1,9 +1,11 @@
 """Curves of a training run as CSV and PNG."""
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from .files import write_atomically
 from .runs import Epoch
 from .settings import TrainingError, require
 
@@ -29,22 +31,23 @@ def write_curves(directory: Path, name: str, epochs: Sequence[Epoch]) -> tuple[P
     """
     table, picture = directory / f"{name}.csv", directory / f"{name}.png"
     try:
-        _write_csv(table, epochs)
-        _write_png(picture, name, epochs)
+        write_atomically(table, _csv(epochs).encode())
+        write_atomically(picture, _png(name, epochs))
     except OSError as error:
         raise TrainingError(f"the curves cannot be written to {directory}: {error.strerror or error}") from error
     return table, picture
 
 
-def _write_csv(path: Path, epochs: Sequence[Epoch]) -> None:
+def _csv(epochs: Sequence[Epoch]) -> str:
     judged = any(e.accuracy is not None for e in epochs)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["epoch", "loss", *(["held_out_accuracy"] if judged else [])])
-        writer.writerows([e.number, e.loss, *([e.accuracy] if judged else [])] for e in epochs)
+    file = io.StringIO()
+    writer = csv.writer(file)
+    writer.writerow(["epoch", "loss", *(["held_out_accuracy"] if judged else [])])
+    writer.writerows([e.number, e.loss, *([e.accuracy] if judged else [])] for e in epochs)
+    return file.getvalue()
 
 
-def _write_png(path: Path, name: str, epochs: Sequence[Epoch]) -> None:
+def _png(name: str, epochs: Sequence[Epoch]) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no pyplot: no display, and no global state
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -64,4 +67,6 @@ def _write_png(path: Path, name: str, epochs: Sequence[Epoch]) -> None:
         right.yaxis.set_major_formatter(PercentFormatter(xmax=1))
         right.set_ylabel("held-out accuracy", color="tab:orange")
         axes.set_ylabel("loss", color="tab:blue")
-    FigureCanvasAgg(figure).print_png(str(path))
+    file = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(file)
+    return file.getvalue()

@@ -1,77 +1,51 @@
-"""XOR and the digits: a network, a loss, an update, and how an answer is judged."""
+"""XOR, and the digits seen at once or row by row: a network, a loss, how an answer is judged."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from .data import Data, digits, mnist, xor_points
-from .settings import Settings
-
-Parameters = Mapping[str, nn.Parameter]
-Update = Callable[[Mapping[str, torch.Tensor]], None]
+from .networks import CELLS, DigitsNetwork, InkedRowsNetwork, RowsNetwork, XorNetwork
+from .settings import Settings, check_choice
 
 # The first seed for which the network learns all four points; for most seeds a hidden unit dies (see `studies.py`).
 DEFAULT_XOR_SEED = 5
-
-
-class XorNetwork(nn.Module):
-    """Two inputs, two hidden units with ReLU, the probability of a 1."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(2, 2)
-        self.fc2 = nn.Linear(2, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map points (n, 2) to probabilities (n, 1)."""
-        hidden = torch.relu(self.fc1(x))
-        return torch.sigmoid(self.fc2(hidden))
-
-
-class DigitsNetwork(nn.Module):
-    """One convolution and one linear layer, from an image of 28×28 to ten scores."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 32, kernel_size=3, padding=1)
-        self.fc1 = nn.Linear(32 * 14 * 14, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map images (n, 1, 28, 28) to scores (n, 10)."""
-        pooled = nn.functional.max_pool2d(torch.relu(self.conv1(x)), 2)
-        return self.fc1(pooled.flatten(1))
+LENGTHS = ("full", "real")
 
 
 @dataclass(frozen=True)
 class Problem:
     """What is trained.
 
-    name: as on the command line.
+    name: what its files are called.
     network: makes the network; its initial parameters are drawn from PyTorch's global generator.
     criterion: the loss, of (output, target).
-    update: given the parameters and a learning rate, makes the step that takes gradients by name.
     judge: which outputs are right, as booleans.
-    judged_each_epoch: whether the accuracy is worth a forward pass after every epoch.
     defaults: the settings of an ordinary run.
+    judged_each_epoch: whether the accuracy is worth a forward pass after every epoch.
+    checkpoint_every: epochs from one checkpoint to the next.
+    traceable: whether one graph stands for every input; not if Python's branches and loops depend on tensors' values.
     """
 
     name: str
     data: Data
     network: Callable[[], nn.Module]
     criterion: nn.Module
-    update: Callable[[Parameters, float], Update]
     judge: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    judged_each_epoch: bool
     defaults: Settings
+    judged_each_epoch: bool = True
+    checkpoint_every: int = 1
+    traceable: bool = True
 
 
 def xor() -> Problem:
     """XOR with plain gradient descent.  The default seed is one of those for which both hidden units stay alive."""
     defaults = Settings(epochs=10_000, batch_size=4, learning_rate=0.1, seed=DEFAULT_XOR_SEED)
-    return Problem("xor", xor_points(), XorNetwork, nn.BCELoss(), gradient_descent, _same_side, False, defaults)
+    return Problem("xor", xor_points(), XorNetwork, nn.BCELoss(), _same_side, defaults, False, 1000)
 
 
 def cnn(mnist_directory: Path | None = None) -> Problem:
@@ -79,32 +53,31 @@ def cnn(mnist_directory: Path | None = None) -> Problem:
 
     Raises TrainingError if the data cannot be read.
     """
-    data = digits() if mnist_directory is None else mnist(mnist_directory)
-    defaults = Settings(epochs=10, batch_size=64, learning_rate=0.001)
-    return Problem("cnn", data, DigitsNetwork, nn.CrossEntropyLoss(), adam, _highest_score, True, defaults)
+    defaults = Settings(epochs=10, batch_size=64, learning_rate=0.001, optimizer="adam")
+    return Problem("cnn", _images(mnist_directory), DigitsNetwork, nn.CrossEntropyLoss(), _highest_score, defaults)
 
 
-def gradient_descent(parameters: Parameters, rate: float) -> Update:
-    """The update written by hand: p ← p − rate · ∂loss/∂p."""
+def rnn(cell: str, lengths: str = "full", mnist_directory: Path | None = None) -> Problem:
+    """The same digits, read row by row.
 
-    @torch.no_grad()
-    def update(gradients: Mapping[str, torch.Tensor]) -> None:
-        for name, parameter in parameters.items():
-            parameter.sub_(gradients[name], alpha=rate)
+    Arguments:
+        cell: "elman", "gru" or "lstm".
+        lengths: "full" for 28 rows each; "real" for the inked rows alone, which only a recorded run can follow.
 
-    return update
+    Raises TrainingError if there is no such cell or length, or the data cannot be read.
+    """
+    check_choice("cell", cell, CELLS)
+    check_choice("lengths", lengths, LENGTHS)
+    defaults = Settings(epochs=30, batch_size=64, learning_rate=0.001, optimizer="adam")
+    real = lengths == "real"
+    network = partial(InkedRowsNetwork if real else RowsNetwork, cell)
+    name = f"rnn-{cell}-real" if real else f"rnn-{cell}"
+    data, criterion = _images(mnist_directory), nn.CrossEntropyLoss()
+    return Problem(name, data, network, criterion, _highest_score, defaults, traceable=not real)
 
 
-def adam(parameters: Parameters, rate: float) -> Update:
-    """PyTorch's Adam, which finds our gradients where it looks for autograd's: in `.grad`."""
-    optimizer = torch.optim.Adam(parameters.values(), lr=rate)
-
-    def update(gradients: Mapping[str, torch.Tensor]) -> None:
-        for name, parameter in parameters.items():
-            parameter.grad = gradients[name]
-        optimizer.step()
-
-    return update
+def _images(mnist_directory: Path | None) -> Data:
+    return digits() if mnist_directory is None else mnist(mnist_directory)
 
 
 def _same_side(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
-"""The one training loop, for either engine."""
+"""The one training loop, for any engine."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,12 +10,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from .data import Data
 from .engines import Engine, TraceEngine
-from .problems import Problem, Update
+from .optimizers import OPTIMIZERS
+from .problems import Problem
 from .reference import CheckedEngine, TorchEngine
-from .settings import Settings, TrainingError
+from .settings import Settings, TrainingError, check_choice
 
 ENGINES: dict[str, Callable[[nn.Module, nn.Module], Engine]] = {"trace": TraceEngine, "torch": TorchEngine}
-Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
+# `len` of it is the number of batches; going through it again gives the next epoch's.
+Batches = Sequence[Any] | DataLoader[Any]
 
 
 @dataclass(frozen=True)
@@ -33,30 +36,48 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Run:
-    """A training run, ready to start.  Its network is trained in place."""
+    """A training run, ready to start or to go on.  Its network is trained in place.
+
+    order: the generator that shuffles the examples, which is all the randomness after the start.
+    history: the epochs so far.
+    """
 
     problem: Problem
     settings: Settings
     data: Data
     network: nn.Module
+    engine_name: str
     engine: Engine
-    update: Update
+    optimizer: torch.optim.Optimizer
+    order: torch.Generator
     batches: Batches
+    history: list[Epoch] = field(default_factory=list)
 
-    def epochs(self) -> Iterator[Epoch]:
-        """Train, and yield after every epoch."""
-        for number in range(1, self.settings.epochs + 1):
+    def epochs(self, watch: Callable[[float], None] | None = None) -> Iterator[Epoch]:
+        """Train from where the history ends, and yield after every epoch.
+
+        Arguments:
+            watch: is told after every batch how many epochs are done, with the part of the present one.
+        """
+        for number in range(len(self.history) + 1, self.settings.epochs + 1):
             self.network.train()
-            loss = self._pass()
-            yield Epoch(number, loss, self.accuracy() if self.problem.judged_each_epoch else None)
+            loss = self._pass(watch)
+            epoch = Epoch(number, loss, self.accuracy() if self.problem.judged_each_epoch else None)
+            self.history.append(epoch)
+            yield epoch
 
-    def _pass(self) -> float:
-        total, count = 0.0, 0
-        for x, y in self.batches:
+    def _pass(self, watch: Callable[[float], None] | None) -> float:
+        parameters = dict(self.network.named_parameters())
+        total, count, done = 0.0, 0, len(self.history)
+        for k, (x, y) in enumerate(self.batches, start=1):
             loss, gradients = self.engine.loss_and_gradients(x, y)
-            self.update(gradients)
+            for name, parameter in parameters.items():
+                parameter.grad = gradients[name]
+            self.optimizer.step()
             total += loss.item() * len(x)
             count += len(x)
+            if watch:
+                watch(done + k / len(self.batches))
         return total / count
 
     @torch.no_grad()
@@ -73,20 +94,25 @@ def prepare(problem: Problem, settings: Settings, engine: str = "trace", check: 
     Arguments:
         problem: what to train; its data are moved to the device and dtype of the settings.
         settings: the numbers of the run.
-        engine: "trace" for ours, "torch" for plain autograd.
+        engine: "trace" or "record" for ours, "torch" for plain autograd.
         check: whether torch.autograd computes every gradient too; `run.engine` is a `CheckedEngine` then.
 
-    Raises TrainingError: there is no such engine.
+    Raises TrainingError: there is no such engine, or it cannot follow this network.
     """
-    if engine not in ENGINES:
-        raise TrainingError(f"the engine must be {' or '.join(ENGINES)}, not {engine!r}")
+    check_choice("engine", engine, ENGINES)
+    if engine == "trace" and not problem.traceable:
+        raise TrainingError(
+            f"{problem.name} loops as far as each image's ink reaches, which one trace cannot follow: "
+            "use --engine record or torch"
+        )
     data = problem.data.to(settings)
     network = initial_network(problem, settings)
     chosen = ENGINES[engine](network, problem.criterion)
     if check:
         chosen = CheckedEngine(chosen, TorchEngine(network, problem.criterion), settings.torch_dtype)
-    update = problem.update(dict(network.named_parameters()), settings.learning_rate)
-    return Run(problem, settings, data, network, chosen, update, _batches(data, settings))
+    optimizer = OPTIMIZERS[settings.optimizer](network.parameters(), lr=settings.learning_rate)
+    order = torch.Generator().manual_seed(settings.seed)
+    return Run(problem, settings, data, network, engine, chosen, optimizer, order, _batches(data, settings, order))
 
 
 def initial_network(problem: Problem, settings: Settings) -> nn.Module:
@@ -97,9 +123,8 @@ def initial_network(problem: Problem, settings: Settings) -> nn.Module:
     return network.to(settings.device, settings.torch_dtype)
 
 
-def _batches(data: Data, settings: Settings) -> Batches:
+def _batches(data: Data, settings: Settings, order: torch.Generator) -> Batches:
     """The batches of an epoch, shuffled anew each time they are gone through."""
     if len(data.inputs) <= settings.batch_size:
         return [(data.inputs, data.targets)]
-    generator = torch.Generator().manual_seed(settings.seed)
-    return DataLoader(TensorDataset(data.inputs, data.targets), settings.batch_size, shuffle=True, generator=generator)
+    return DataLoader(TensorDataset(data.inputs, data.targets), settings.batch_size, shuffle=True, generator=order)

@@ -2,11 +2,13 @@
 
 import importlib.util
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
 from ..errors import PullbackError
+from .optimizers import OPTIMIZERS
 
 DTYPES = ("float32", "float64")
 
@@ -19,6 +21,7 @@ class TrainingError(PullbackError, ValueError):
 class Settings:
     """The numbers of a training run.
 
+    optimizer: "descent" (the update written by hand), "sgd", "adam" or "adamw".
     seed: drives the initial parameters and the order of the examples; equal seeds give equal runs.
     device: "cpu", "cuda" or "cuda:0".
     dtype: "float32" or "float64".  Initial parameters are drawn in float32 either way: both start at the same point.
@@ -29,6 +32,7 @@ class Settings:
     epochs: int
     batch_size: int
     learning_rate: float
+    optimizer: str = "descent"
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
@@ -41,14 +45,21 @@ class Settings:
             raise TrainingError(f"the learning rate must be a positive number, not {self.learning_rate}")
         if not 0 <= self.seed < 2**63:
             raise TrainingError(f"the seed must be from 0 to 2^63 - 1, not {self.seed}")
-        if self.dtype not in DTYPES:
-            raise TrainingError(f"the dtype must be {' or '.join(DTYPES)}, not {self.dtype}")
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("dtype", self.dtype, DTYPES)
         _check_device(self.device)
 
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype as PyTorch's object."""
         return torch.float64 if self.dtype == "float64" else torch.float32
+
+
+def check_choice(name: str, chosen: str, choices: Iterable[str]) -> None:
+    """Raise TrainingError unless something is one of what there is; names all of that."""
+    names = list(choices)
+    if chosen not in names:
+        raise TrainingError(f"the {name} must be {', '.join(names[:-1])} or {names[-1]}, not {chosen!r}")
 
 
 def _check_device(name: str) -> None:
