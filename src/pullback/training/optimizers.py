@@ -1,4 +1,4 @@
-"""Optimisers: PyTorch's own, and the update written by hand.  All find gradients where autograd puts them: in `.grad`."""
+"""Optimisers: PyTorch's, and the update written by hand.  All find gradients where autograd puts them: in `.grad`."""
 
 from collections.abc import Callable, Iterable
 
