@@ -27,14 +27,14 @@ LAYERS: dict[int, tuple[str, ...]] = {
     23: ("__init__", "cli"),
     22: ("training",),
     21: ("api",),
-    20: ("explain", "verification", "nonfinite"),
+    20: ("explain", "verification", "nonfinite", "elimination"),
     19: ("transform", "whole"),
     18: ("derivatives",),
     17: ("chunks", "own_products"),
     16: ("compilation", "differences"),
     15: ("emit", "passes", "evaluation", "notation"),
     14: ("rules",),
-    13: ("stages", "cost"),
+    13: ("stages", "cost", "planner"),
     12: ("signature",),
     11: ("environment",),
     10: ("guards", "namespaces"),
@@ -54,7 +54,7 @@ STOREY = {module: storey for storey, modules in LAYERS.items() for module in mod
 # The core between capture and emission knows no tensors.
 WITHOUT_TORCH = (
     *("errors", "graph", "own_derivatives", "index", "terms", "expressions", "stages", "cost"),
-    *("rules", "passes"),
+    *("rules", "passes", "planner", "elimination"),
 )
 
 # Imports inside a function: an optional extra, in the one function that needs it.

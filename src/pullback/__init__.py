@@ -9,6 +9,7 @@ from .collection import collection_paused
 
 with collection_paused():
     from .api import compile, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
+    from .elimination import EliminationPlan, eliminate
     from .errors import (
         ArgumentError,
         CaptureError,
@@ -33,6 +34,7 @@ __all__ = [
     "ArgumentError",
     "CaptureError",
     "Edge",
+    "EliminationPlan",
     "Graph",
     "GraphError",
     "LocalJacobian",
@@ -53,6 +55,7 @@ __all__ = [
     "VerificationError",
     "__version__",
     "compile",
+    "eliminate",
     "first_nonfinite",
     "grad",
     "hessian",
