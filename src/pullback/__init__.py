@@ -9,6 +9,7 @@ from .collection import collection_paused
 
 with collection_paused():
     from .api import compile, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
+    from .compiled import CompiledFunction, load
     from .elimination import EliminationPlan, eliminate
     from .errors import (
         ArgumentError,
@@ -16,9 +17,11 @@ with collection_paused():
         GraphError,
         MissingRuleError,
         OrderError,
+        ProgramFileError,
         PullbackError,
         RuleError,
         ShapeError,
+        SignatureError,
         UnsupportedTorchError,
         VerificationError,
     )
@@ -33,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "CaptureError",
+    "CompiledFunction",
     "Edge",
     "EliminationPlan",
     "Graph",
@@ -44,9 +48,11 @@ __all__ = [
     "Order",
     "OrderError",
     "Plan",
+    "ProgramFileError",
     "PullbackError",
     "RuleError",
     "ShapeError",
+    "SignatureError",
     "Source",
     "TracedGraph",
     "Transform",
@@ -62,6 +68,7 @@ __all__ = [
     "hvp",
     "jacobian",
     "jvp",
+    "load",
     "trace",
     "value_and_grad",
     "vjp",

@@ -15,8 +15,6 @@ from .torch_private import tree_flatten
 from .transform import Transform, execute
 from .whole import WholeFunction
 
-BACKENDS = ("auto", "python")
-
 
 def grad(
     f: Callable[..., Any],
@@ -52,8 +50,7 @@ def grad(
     >>> pullback.grad(lambda x: (x * x).sum())(torch.tensor([1.0, 2.0]))
     tensor([2., 4.])
     """
-    _check_backend(backend)
-    return Transform(f, Gradient(_argnums(argnums), has_aux, _order(order), False))
+    return Transform(f, Gradient(_argnums(argnums), has_aux, _order(order), False), backend)
 
 
 def value_and_grad(
@@ -75,8 +72,7 @@ def value_and_grad(
     >>> pullback.value_and_grad(lambda x: (x * x).sum())(torch.tensor([1.0, 2.0]))
     (tensor(5.), tensor([2., 4.]))
     """
-    _check_backend(backend)
-    return Transform(f, Gradient(_argnums(argnums), has_aux, _order(order), True))
+    return Transform(f, Gradient(_argnums(argnums), has_aux, _order(order), True), backend)
 
 
 def jacobian(
@@ -111,8 +107,7 @@ def jacobian(
             [0., 1.]])
     """
     _check_chunk(chunk_size)
-    _check_backend(backend)
-    return Transform(f, Jacobian(_argnums(argnums), has_aux, _order(order), chunk_size))
+    return Transform(f, Jacobian(_argnums(argnums), has_aux, _order(order), chunk_size), backend)
 
 
 def hessian(
@@ -134,12 +129,13 @@ def hessian(
     return jacobian(jacobian(f, argnums, backend=backend), argnums, order=order, backend=backend)
 
 
-def compile(f: Callable[..., Any]) -> Transform:
+def compile(f: Callable[..., Any], *, backend: str = "auto") -> Transform:
     """Compile a function that calls our transforms, a training step say, update included, into one program.
 
     Arguments:
         f: a function of tensors, or of pytrees of them.  It may change tensors in place, whether they are arguments,
             parameters or buffers of modules that it uses; it need not call a transform at all.
+        backend: as of `grad`.
 
     Returns:
         A function of the arguments of `f`, with its results, which writes into the very tensors that `f` would write
@@ -165,7 +161,7 @@ def compile(f: Callable[..., Any]) -> Transform:
     >>> step(torch.ones(2)), weight
     (tensor(5.), tensor([0.8000, 1.6000]))
     """
-    return Transform(f, WholeFunction())
+    return Transform(f, WholeFunction(), backend)
 
 
 def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[Any, ...]:
@@ -258,11 +254,6 @@ def _order(order: Any) -> OrderName:
     except TypeError:
         required = "it must be 'auto', 'forward', 'reverse' or a list of vertex names"
         raise ArgumentError(f"order={order!r}: {required}") from None
-
-
-def _check_backend(backend: Any) -> None:
-    if backend not in BACKENDS:
-        raise ArgumentError(f"backend={backend!r}: {' and '.join(map(repr, BACKENDS))} exist so far")
 
 
 def _check_chunk(chunk_size: Any) -> None:

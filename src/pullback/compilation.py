@@ -15,9 +15,10 @@ from typing import Any
 
 from .cost import multiplications
 from .emit.aliases import own_memory
+from .emit.backends import emit
 from .emit.fx import to_graph_module
 from .emit.lowering import lower
-from .emit.python import Program, emit_python
+from .emit.python import Program
 from .emit.schedule import schedule
 from .errors import ArgumentError
 from .expressions import Builder
@@ -79,7 +80,13 @@ class _Candidate:
 
 
 def compile_derivative(
-    task: Task, order: OrderName, *, fuse: bool, plain: bool | None = None, name: str = "program"
+    task: Task,
+    order: OrderName,
+    *,
+    fuse: bool,
+    plain: bool | None = None,
+    name: str = "program",
+    backend: str = "auto",
 ) -> Compiled:
     """Run every pass.
 
@@ -101,7 +108,7 @@ def compile_derivative(
     lowered = schedule(own_memory(lowered, len(task.pairs)))
     lowered.check()
     alternatives = {c.order.name: c.multiplications for c in candidates}
-    program = emit_python(lowered, name=name, plain=plain)
+    program = emit(lowered, name, plain=plain, backend=backend)
     return Compiled(program, best.order, alternatives, count_paths(linear), best.edge_products)
 
 

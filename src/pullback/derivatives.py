@@ -4,8 +4,8 @@ Each kind of derivative turns a captured call into an `Executable`: which pairs 
 and how the flat results are put back into the structure that `torch.func` would return.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -42,7 +42,9 @@ class Executable:
     run: takes the flat tensors of a call.
     finish: gives the results their structure.
     compiled: how it came about; None where it is no single derivative.
-    whole: the program of a function that is compiled as it stands.
+    program: the one program that `run` is; None where there are several.
+    structure: what `finish` builds of that program's results.
+    returned: its results, by number, that are an input itself after it was written into.
     recorded: flat tensors, by number, of which none may require gradients while gradients are on.
     statistics: flat tensors, by number, that are written into without a derivative: running means and their like.
     name: what the function is called, for messages.
@@ -51,10 +53,18 @@ class Executable:
     run: Callable[..., Any]
     finish: Callable[[Any], Any]
     compiled: Compiled | None = None
-    whole: Program | None = None
+    program: Program | None = None
+    structure: Structure = None
+    returned: Mapping[int, Value] = field(default_factory=dict)
     recorded: tuple[int, ...] = ()
     statistics: tuple[int, ...] = ()
     name: str = ""
+
+    @classmethod
+    def of(cls, compiled: Compiled, structure: Structure) -> "Executable":
+        """A compiled derivative, and the structure of its results."""
+        program = compiled.program
+        return cls(program.run, rebuilder(structure), compiled, program=program, structure=structure)
 
     def check_recorded(self, flat: Sequence[torch.Tensor]) -> None:
         """Raise ArgumentError if eager PyTorch would record, or refuse, what the program computes as numbers."""
@@ -78,6 +88,7 @@ class CapturedCall:
     fuse: whether fused backward kernels may be used: not inside another transform.
     plain: whether the program will run on plain tensors only, outside all traces.
     name, title: what the function is called, and that with the place where it stands, for messages.
+    backend: what the program is to be made by.
     """
 
     captured: Captured
@@ -87,6 +98,7 @@ class CapturedCall:
     plain: bool
     name: str
     title: str
+    backend: str = "auto"
 
     @property
     def outputs(self) -> tuple[Any, ...]:
@@ -130,7 +142,9 @@ class CapturedCall:
     def derivative(self, task: Task, order: OrderName, name: str) -> Compiled:
         """Compile a derivative for where this call was made."""
         name = f"{name}_{identifier(self.name)}"
-        return compile_derivative(task, order, fuse=self.fuse, plain=self.plain, name=name)
+        return compile_derivative(
+            task, order, fuse=self.fuse, plain=self.plain, name=name, backend=self.backend
+        )
 
     def _refuse_mutated(self, sources: Sequence[Value]) -> None:
         changed = dict(self.captured.graph.mutations)
@@ -224,7 +238,7 @@ class Gradient:
         gradient = call.structure(self.argnums, 0)
         value = (output, aux) if self.has_aux else output
         structure = (value, gradient) if self.with_value else (gradient, aux) if self.has_aux else gradient
-        return Executable(compiled.program.run, rebuilder(structure), compiled)
+        return Executable.of(compiled, structure)
 
     def _check_scalar(self, call: CapturedCall, output: Structure, count: int) -> None:
         if not isinstance(output, Leaf) or count != 1:
@@ -264,7 +278,7 @@ class Jacobian:
         names = ["output"] if count == 1 else [f"output_{k}" for k in range(count)]
         task = jacobian_task(call.captured.graph, sources, range(count), names)
         compiled = call.derivative(task, self.order, "jacobian")
-        return Executable(compiled.program.run, rebuilder(structure), compiled)
+        return Executable.of(compiled, structure)
 
     def _structure(self, call: CapturedCall, output: Structure, count: int, width: int) -> Structure:
         """The outputs' structure with the arguments' structure in each leaf."""
@@ -370,7 +384,7 @@ class JacobianVector:
         output, aux, _ = call.result(self.has_aux, count)
         tangent = call.result(self.has_aux, 0)[0]
         structure = (output, tangent, aux) if self.has_aux else (output, tangent)
-        return Executable(compiled.program.run, rebuilder(structure), compiled)
+        return Executable.of(compiled, structure)
 
 
 def identifier(name: str) -> str:

@@ -32,6 +32,14 @@ class OrderError(PullbackError, ValueError):
     """An accumulation order is not one: unknown names, vertices missing or repeated."""
 
 
+class SignatureError(ArgumentError):
+    """A compiled function was called with arguments unlike those it was compiled for; names the first that differs."""
+
+
+class ProgramFileError(PullbackError):
+    """A compiled function cannot be written to a file, or a file holds none that can run here; names the path."""
+
+
 class GraphError(PullbackError):
     """A stage handed over a graph that contradicts itself.  This is a fault of `pullback`, not of its caller."""
 

@@ -192,6 +192,15 @@ def live_nodes(nodes: tuple[Node, ...], wanted: Any) -> tuple[Node, ...]:
     return tuple(reversed(kept))
 
 
+def differentiable_inputs(graph: Graph, wanted: Any) -> tuple[int, ...]:
+    """The numbers of the floating inputs that wanted values depend on, other than through `detach`."""
+    found = set(values_in(wanted))
+    for node in reversed(graph.nodes):
+        if node.op != "aten.detach.default" and any(v in found and v.is_floating for v in node.results):
+            found.update(v for v in node.inputs if v.is_floating)
+    return tuple(k for k, value in enumerate(graph.inputs) if value in found and value.is_floating)
+
+
 def format_argument(argument: Any) -> str:
     """A constant as Python writes it, a value by its name."""
     if isinstance(argument, Value):

@@ -91,6 +91,42 @@ def make_entry(
     return Entry(program, lookup, code, traced, static and not any(map(is_traced, own)), script, tuple(own))
 
 
+@dataclass(frozen=True)
+class Signature:
+    """The calls that a compiled function takes, whatever it reads besides its arguments.
+
+    lookup: called as `lookup(None, args, kwargs)`; returns the tensors among the arguments, or None for another call.
+    """
+
+    lookup: Lookup
+    script: Script = field(repr=False)
+
+    @classmethod
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any], names: Sequence[str]) -> "Signature":
+        """The signature of a call, whose positional arguments have these names.
+
+        Raises ArgumentError for an argument that cannot be compared, or is a function.
+        """
+        script = Script()
+        walk = _Arguments(script)
+        _guard_positional(walk, names, args)
+        _guard_keywords(walk, kwargs)
+        if walk.roots:
+            value, _, text = walk.roots[0]
+            required = "a compiled function takes tensors, numbers and strings: let it read functions from its closure"
+            raise ArgumentError(f"argument {text} is {describe(value)}; {required}")
+        return cls(script.lookup(walk.arguments)[0], script)
+
+    def difference(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, str, str]:
+        """What differs first in a call that does not fit, what it has to be, and what it is."""
+        failure = self.script.explanation()(None, args, kwargs)
+        if failure is None:  # another thread may have changed a container in between
+            return "an argument", "as it was", "changed while it was compared"
+        number, seen = failure
+        step = self.script.steps[number]
+        return step.text, step.expected or "readable", str(seen)
+
+
 def check_arguments(f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Raise ArgumentError if an argument could not be compared at the next call; worth knowing before a long trace."""
     _guarded(f, args, kwargs)
@@ -136,7 +172,7 @@ class _Arguments(Environment):
         super().__init__(script)
         self.arguments: list[str] = []
         self.argument_tensors: list[torch.Tensor] = []
-        self._roots: list[tuple[Any, str, str]] = []
+        self.roots: list[tuple[Any, str, str]] = []
 
     def add_argument(self, value: Any, name: str, text: str) -> None:
         """Guard one argument: nested containers down to their leaves."""
@@ -154,7 +190,7 @@ class _Arguments(Environment):
 
     def add_functions(self) -> None:
         """Walk from the functions and modules among the arguments, once all arguments have been read."""
-        for root in self._roots:
+        for root in self.roots:
             self.add(*root)
 
     def _add_sequence(self, value: Any, name: str, text: str) -> None:
@@ -185,7 +221,7 @@ class _Arguments(Environment):
         elif not tree_flatten(value)[1].is_leaf():
             self._add_registered(value, name, text)
         elif callable(value):
-            self._roots.append((value, name, text))
+            self.roots.append((value, name, text))
         else:
             raise ArgumentError(
                 f"argument {text} is {describe(value)}, which cannot be compared at the next call: pass tensors, "
@@ -217,18 +253,17 @@ def _guarded(f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Scr
     script = Script()
     walk = _Arguments(script)
     guard_settings(script)
-    _guard_positional(walk, f, args)
+    _guard_positional(walk, parameter_names(f, len(args)), args)
     _guard_keywords(walk, kwargs)
     walk.add_functions()
     walk.add(f, "f", _name(f))
     return script, walk
 
 
-def _guard_positional(walk: _Arguments, f: Any, args: tuple[Any, ...]) -> None:
+def _guard_positional(walk: _Arguments, texts: Sequence[str], args: tuple[Any, ...]) -> None:
     expected = f"{len(args)}"
     walk.script.miss_if(f"len(args) != {len(args)}", "the number of positional arguments", expected, "len(args)")
-    texts = _parameter_names(f, len(args))
-    walk.add_all(args, walk.script.unpack("args", texts, "args"), texts)
+    walk.add_all(args, walk.script.unpack("args", list(texts), "args"), list(texts))
 
 
 def _guard_keywords(walk: _Arguments, kwargs: dict[str, Any]) -> None:
@@ -238,7 +273,7 @@ def _guard_keywords(walk: _Arguments, kwargs: dict[str, Any]) -> None:
     walk.add_all(kwargs.values(), walk.script.unpack("kwargs.values()", names, "kwargs"), names)
 
 
-def _parameter_names(f: Any, count: int) -> list[str]:
+def parameter_names(f: Any, count: int) -> list[str]:
     """What the function calls its first arguments."""
     names = [p.name for p in parameters_of(f) if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return (names + [f"args[{k}]" for k in range(len(names), count)])[:count]

@@ -22,6 +22,12 @@ def numbered(spec: Any, start: int = 0) -> Structure:
     return tree_unflatten([Leaf(start + k) for k in range(spec.num_leaves)], spec)
 
 
+def positions_in(structure: Structure) -> list[int]:
+    """The positions of the flat results that a structure is made of."""
+    leaves = tree_flatten(structure, is_leaf=lambda x: isinstance(x, Leaf))[0]
+    return [leaf.position for leaf in leaves if isinstance(leaf, Leaf)]
+
+
 def rebuilder(structure: Structure) -> Callable[[Sequence[Any]], Any]:
     """A function from flat results to the structure; plain containers become one generated expression.
 

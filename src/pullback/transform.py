@@ -10,14 +10,19 @@ import torch
 from .capture import Captured, capture
 from .collection import collection_paused
 from .compilation import Compiled
+from .compiled import CompiledFunction, types_of
 from .derivatives import Argnums, CapturedCall, Executable, check_call
+from .emit.backends import check_backend
 from .errors import ArgumentError, CaptureError, PullbackError
+from .files import Contents
+from .graph import differentiable_inputs
 from .guards import is_transforming
 from .own_derivatives import ATTACH
 from .recording import CURRENT, adopt_constants, adopt_statistics
 from .rules import RULES
-from .signature import CACHE, Entry, check_arguments, make_entry, title
+from .signature import CACHE, Entry, Signature, check_arguments, make_entry, parameter_names, title
 from .stages import Plan
+from .structure import positions_in
 from .torch_private import is_traced, set_grad_enabled, tree_flatten
 
 
@@ -48,12 +53,14 @@ class Transform:
     kind: what is computed of it.
     """
 
-    guarded_attributes = ("f", "kind")  # what another transform must find unchanged to reuse its program
+    guarded_attributes = ("f", "kind", "backend")  # what another transform must find unchanged to reuse its program
 
-    def __init__(self, f: Callable[..., Any], kind: Derivative) -> None:
+    def __init__(self, f: Callable[..., Any], kind: Derivative, backend: str = "auto") -> None:
         _check_function(f)
+        check_backend(backend)
         self.f = f
         self.kind = kind
+        self.backend = backend
         self._last: Entry | None = None
         functools.update_wrapper(self, f, assigned=("__name__", "__qualname__", "__doc__"), updated=())
 
@@ -74,7 +81,7 @@ class Transform:
                     set_grad_enabled(before)
         if self.kind.is_final and (CURRENT.trace is not None or is_transforming()):
             return self.f(*args, **kwargs)  # part of what is traced around it
-        entry, flat = find(self.kind, self.f, args, kwargs)
+        entry, flat = find(self.kind, self.f, args, kwargs, self.backend)
         if entry.reusable and not entry.traced:
             self._last = entry
         return run(entry, flat)
@@ -93,8 +100,43 @@ class Transform:
         """
         return self._compiled("graph", args, kwargs).graph_module()
 
+    def compile(self, *args: Any, **kwargs: Any) -> CompiledFunction:
+        """Compile for such arguments once and for all: what is returned only checks its signature, and can be saved.
+
+        Tensors that `f` reads besides its arguments are bound as they are now: changes of them in place are seen, other
+        tensors in their place are not, nor is anything else that `f` reads.
+
+        Raises: as calling the transform; ArgumentError inside another transform, or if an argument is a function.
+        """
+        if _context() != "plain":
+            raise ArgumentError(f"{title(self.f)}: compile it outside of other transforms, and call the transform here")
+        names = parameter_names(self.f, len(args))
+        signature = Signature.of(args, kwargs, names)
+        entry, flat = find(self.kind, self.f, args, kwargs, self.backend)
+        executable: Executable = entry.program
+        own, program = signature.lookup(None, args, kwargs), executable.program
+        differentiable = executable.recorded
+        if program is not None and not self.kind.is_final:
+            results = [program.graph.outputs[k] for k in positions_in(executable.structure)]
+            differentiable = differentiable_inputs(program.graph, results)
+        contents = Contents(
+            name=getattr(self.f, "__name__", type(self.f).__name__),
+            title=title(self.f),
+            args=types_of(args),
+            kwargs=types_of(kwargs),
+            names=tuple(names),
+            graph=program.graph if program is not None else None,
+            returned=executable.returned,
+            structure=executable.structure,
+            captured=tuple(flat[len(own or ()) :]),
+            differentiable=differentiable,
+            plan=str(executable.compiled.plan()) if executable.compiled is not None else "",
+        )
+        code = program.code if program is not None else ""
+        return CompiledFunction(contents, executable.run, executable.finish, signature, code)
+
     def _compiled(self, wanted: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compiled:
-        entry, _ = find(self.kind, self.f, args, kwargs)
+        entry, _ = find(self.kind, self.f, args, kwargs, self.backend)
         executable: Executable = entry.program
         if executable.compiled is None:
             what = "a compiled function is no single derivative: ask the transforms in it"
@@ -128,10 +170,10 @@ def run(entry: Entry, flat: Sequence[Any]) -> Any:
 
 
 def find(
-    kind: Derivative, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    kind: Derivative, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], backend: str = "auto"
 ) -> tuple[Entry, Sequence[Any]]:
     """The entry for a call, compiled if there is none, and the tensors that its program takes."""
-    key = (kind, _context())
+    key = (kind, backend, _context())
     found = CACHE.find(key, f, args, kwargs)
     if found is not None:
         return found
@@ -143,7 +185,7 @@ def find(
     else:
         check_arguments(f, args, kwargs)
     with collection_paused():
-        captured, executable = _compile(kind, f, args, kwargs)
+        captured, executable = _compile(kind, f, args, kwargs, backend)
         if before is not None:
             _refuse_changes(before, f, args, kwargs)
         entry = CACHE.store(key, f, args, kwargs, captured.lifted, captured.constants, executable)
@@ -151,10 +193,10 @@ def find(
 
 
 def _compile(
-    kind: Derivative, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    kind: Derivative, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], backend: str
 ) -> tuple[Captured, Executable]:
     """Capture the function at these arguments, and compile the derivative."""
-    call = captured_call(f, args, kwargs, is_final=kind.is_final)
+    call = replace(captured_call(f, args, kwargs, is_final=kind.is_final), backend=backend)
     graph, recorded = call.captured.graph, call.captured.recorded
     written = dict(graph.mutations).keys() - recorded
     statistics = tuple(k for k, value in enumerate(graph.inputs) if value in written)

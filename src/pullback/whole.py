@@ -9,12 +9,10 @@ from typing import ClassVar
 
 from .derivatives import CapturedCall, Executable, identifier
 from .emit.aliases import distinct_outputs
+from .emit.backends import emit
 from .emit.lowering import lower
-from .emit.python import emit_python
-from .graph import values_in
+from .graph import differentiable_inputs
 from .structure import numbered, rebuilder
-
-_STOP = "aten.detach.default"
 
 
 @dataclass(frozen=True)
@@ -30,17 +28,24 @@ class WholeFunction:
         outputs = [None if k in captured.returned else v for k, v in enumerate(captured.graph.outputs)]
         graph = replace(captured.graph, outputs=tuple(outputs))
         lowered = distinct_outputs(lower(graph), graph)
-        program = emit_python(lowered, name=identifier(call.name), plain=True, returned=captured.returned)
-        finish = rebuilder(numbered(captured.out_spec))
-        return Executable(program.run, finish, whole=program, recorded=_recorded(call), name=call.title)
+        program = emit(
+            lowered, identifier(call.name), plain=True, backend=call.backend, returned=captured.returned
+        )
+        structure = numbered(captured.out_spec)
+        finish = rebuilder(structure)
+        return Executable(
+            program.run,
+            finish,
+            program=program,
+            structure=structure,
+            returned=captured.returned,
+            recorded=_recorded(call),
+            name=call.title,
+        )
 
 
 def _recorded(call: CapturedCall) -> tuple[int, ...]:
     """The inputs that results, or what is written with gradients on, depend on as far as autograd would record it."""
     graph, written = call.captured.graph, call.captured.recorded
     new = [value for old, value in graph.mutations if old in written]
-    found = set(values_in((graph.outputs, new))) | written
-    for node in reversed(graph.nodes):
-        if node.op != _STOP and any(v in found and v.is_floating for v in node.results):
-            found.update(v for v in node.inputs if v.is_floating)
-    return tuple(k for k, value in enumerate(graph.inputs) if value in found and value.is_floating)
+    return differentiable_inputs(graph, (graph.outputs, new, tuple(written)))
