@@ -30,8 +30,8 @@ LAYERS: dict[int, tuple[str, ...]] = {
     20: ("explain", "verification", "nonfinite", "elimination"),
     19: ("transform", "whole"),
     18: ("derivatives", "compiled"),
-    17: ("chunks", "own_products", "files"),
-    16: ("compilation", "differences", "encoding"),
+    17: ("chunks", "own_products", "region_products", "files"),
+    16: ("compilation", "differences", "retracing", "encoding"),
     15: ("emit", "passes", "evaluation", "notation"),
     14: ("rules",),
     13: ("stages", "cost", "planner"),
@@ -39,21 +39,21 @@ LAYERS: dict[int, tuple[str, ...]] = {
     11: ("environment",),
     10: ("guards", "namespaces"),
     9: ("capture",),
-    8: ("detachment", "effects", "user_functions"),
+    8: ("detachment", "effects", "user_functions", "control_flow"),
     7: ("recording", "structure"),
     6: ("provenance", "composites", "nested"),
-    5: ("torch_private", "dtypes"),
+    5: ("torch_private", "dtypes", "library"),
     4: ("expressions",),
     3: ("terms",),
-    2: ("index", "own_derivatives"),
+    2: ("index", "own_derivatives", "regions"),
     1: ("graph",),
-    0: ("errors", "collection"),
+    0: ("errors", "collection", "keys"),
 }
 STOREY = {module: storey for storey, modules in LAYERS.items() for module in modules}
 
 # The core between capture and emission knows no tensors.
 WITHOUT_TORCH = (
-    *("errors", "graph", "own_derivatives", "index", "terms", "expressions", "stages", "cost"),
+    *("errors", "graph", "own_derivatives", "regions", "keys", "index", "terms", "expressions", "stages", "cost"),
     *("rules", "passes", "planner", "elimination"),
 )
 

@@ -97,7 +97,9 @@ FUNCTIONS = {
     "data": Refused(lambda x: (setattr(x, "data", x * 2), x.sum())[1], CaptureError, r"\.data.*new tensor"),
     # what is not done yet
     "autograd.Function": Refused(lambda x: Endless.apply(x).sum(), CaptureError, "Endless.*no backward.*plain tensor"),
-    "cond": Refused(lambda x: torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,)).sum(), CaptureError, "not done yet"),
+    "cond": Refused(
+        lambda x: torch.cond(x.sum() > 0, torch.sin, torch.sum, (x,)).sum(), CaptureError, "branches.*same structure"
+    ),
     "sparse": Refused(lambda x: (x.to_sparse() * 2).sum(), CaptureError, "sparse.*ordinary dense tensors"),
     "nested": Refused(lambda x: torch.nested.nested_tensor([x, x]).sum(), CaptureError, "other operators"),
     # rules that are missing

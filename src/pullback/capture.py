@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from . import torch_private as private
 from .composites import weight_lists_kept
+from .control_flow import control_flow_uncompiled, record_region
 from .detachment import private_detachments, refuse_writes
 from .effects import Effects, check_writes, effects, no_optimiser
 from .errors import ArgumentError
 from .graph import Graph, Node, Value
+from .keys import holding
 from .nested import map_tensors, tensors_in
-from .own_derivatives import ATTACH, holding
 from .provenance import Namer, argument_names, parameter_names, refusal, source_of, surrounding_names
 from .recording import (
     CLONE,
@@ -95,7 +96,8 @@ def capture(
         table = {} if is_final else _decompositions(keep)
         fakes = [trace.fake(a) if isinstance(a, Tensor) else a for a in flat_arguments]
         capture_inner = partial(capture, keep=keep)
-        recorder = Recorder(trace, table, True, partial(attach_operator, trace, capture_inner))
+        attach, region = partial(attach_operator, trace, capture_inner), partial(record_region, trace, capture_inner)
+        recorder = Recorder(trace, table, True, attach, region)
         result = _first_pass(f, trace, recorder, fakes, in_spec, capture_inner)
         leaves, out_spec = private.tree_flatten(result)
         leaves = [trace.own(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -127,7 +129,10 @@ def _first_pass(
     """The result of `f` on fake tensors; the recorder then holds every call."""
     trace.inputs = [fake for fake in fakes if isinstance(fake, Tensor)]
     args, kwargs = private.tree_unflatten(fakes, in_spec)
-    patches = own_functions(trace, capture_inner), no_optimiser(trace), _module_scopes(trace), weight_lists_kept()
+    patches = (
+        *(own_functions(trace, capture_inner), control_flow_uncompiled(), no_optimiser(trace)),
+        *(_module_scopes(trace), weight_lists_kept()),
+    )
     with ExitStack() as stack:
         for context in (*patches, trace.mode, recorder, Frontier(trace)):
             stack.enter_context(context)
@@ -139,7 +144,7 @@ def _first_pass(
                 raise refusal(problem, "Use pullback's own transforms inside f.", source_of(error)) from error
             if not type(error).__module__.startswith("torch._dynamo"):
                 raise
-            problem = "f uses torch.compile, or a control-flow operator such as torch.cond, which is not done yet"
+            problem = "f uses torch.compile, or a control-flow operator in a way that PyTorch cannot trace"
             raise refusal(problem, "Call the plain function; choose by torch.where.", source_of(error)) from error
 
 
@@ -359,8 +364,9 @@ def _node(step: Step, values: dict[int, Value], namer: Namer, made: set[int]) ->
     if _is_factory(step):
         made.update(map(id, step.results))
     args = tuple(_argument(a, values) for a in step.args)
-    if str(step.op) == ATTACH:
-        args = (*args[:3], holding(args[3]))
+    if step.op.namespace == "pullback":
+        names = [a.name for a in schema(step.op).arguments]
+        args = tuple(holding(a) if name == "key" else a for name, a in zip(names, args, strict=True))
     kwargs = tuple((key, _argument(a, values)) for key, a in step.kwargs.items())
     base = schema(step.op).name.partition("::")[2].lstrip("_")
     outputs: list[Value | None] = []

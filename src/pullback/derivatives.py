@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from . import own_products  # noqa: F401  (defines operators that programs call)
+from . import own_products, region_products  # noqa: F401  (define operators that programs call)
 from .capture import Captured
 from .chunks import jacobian_in_chunks
 from .compilation import (

@@ -17,7 +17,8 @@ from torch import Tensor
 from .emit.builtins import facts
 from .evaluation import results_of
 from .graph import FLOATING, DType, Graph, Node, Value, replace_values
-from .own_derivatives import ATTACH, PRODUCTS, own_derivative
+from .keys import held
+from .own_derivatives import ATTACH, PRODUCTS
 from .rules import NONDIFFERENTIABLE
 from .rules.own import saved_values
 
@@ -51,12 +52,12 @@ class Point:
     def _own(self, node: Node, here: Values) -> list[Tensor]:
         """What has a derivative by its author moves by that one, which need not be the one of what it computes."""
         _, inputs, _, key = node.args
-        saved = [self.values[v] for v in saved_values(node, own_derivative(key))]
+        saved = [self.values[v] for v in saved_values(node, held(key))]
         push = PRODUCTS["pullback.own_push.default"]
         moved = []
         for k, value in enumerate(node.results):
             steps = [(i, here[v] - self.values[v]) for i, v in enumerate(inputs) if here[v] is not self.values[v]]
-            pushed = [push(t, saved, key, k, i) for i, t in steps if own_derivative(key).graph.outputs[i] is not None]
+            pushed = [push(t, saved, key, k, i) for i, t in steps if held(key).graph.outputs[i] is not None]
             moved.append(sum(pushed, self.values[value]))
         return moved
 

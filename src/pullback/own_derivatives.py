@@ -5,16 +5,12 @@ The node `pullback.attach` returns what it is given and stands for such a deriva
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
-from weakref import WeakValueDictionary
 
 from .graph import Graph, Source
 
 ATTACH = "pullback.attach.default"
-_KNOWN: "WeakValueDictionary[int, OwnDerivative]" = WeakValueDictionary()
-_serial = count(1)
-PRODUCTS: dict[str, Callable[..., Any]] = {}  # what programs call for the operators of `own_products.py`
+PRODUCTS: dict[str, Callable[..., Any]] = {}  # what programs call for the operators of `library.py`
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,28 +30,3 @@ class OwnDerivative:
     once: bool
     title: str
     source: Source | None
-
-
-class Key(int):
-    """The number of an `OwnDerivative`, which lives as long as a graph that mentions it."""
-
-    own: OwnDerivative
-
-
-def remember(own: OwnDerivative) -> Key:
-    """A key for a derivative."""
-    number = next(_serial)
-    _KNOWN[number] = own
-    return holding(number)
-
-
-def holding(number: int) -> Key:
-    """The key of a number; it keeps what it stands for alive."""
-    key = Key(number)
-    key.own = _KNOWN[number]
-    return key
-
-
-def own_derivative(number: int) -> OwnDerivative:
-    """What a key stands for."""
-    return _KNOWN[number]

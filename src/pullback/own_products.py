@@ -15,10 +15,11 @@ from .dtypes import torch_dtype
 from .emit.python import Program, emit_python
 from .errors import MissingRuleError
 from .graph import Graph, Value, live_nodes
-from .own_derivatives import PRODUCTS, OwnDerivative, own_derivative
+from .keys import held
+from .library import LIBRARY
+from .own_derivatives import PRODUCTS, OwnDerivative
 from .recording import is_tracing
 from .torch_private import is_traced
-from .user_functions import LIBRARY
 
 Tensors = Sequence[Tensor]
 _PROGRAMS: "WeakKeyDictionary[OwnDerivative, dict[object, Program]]" = WeakKeyDictionary()
@@ -27,7 +28,7 @@ _LINEAR: "WeakKeyDictionary[OwnDerivative, bool]" = WeakKeyDictionary()
 
 def _own_pulls(cotangents: Tensors, saved: Tensors, key: int) -> list[Tensor]:
     """The backward as it stands; an empty tensor for an argument that has no derivative."""
-    own = own_derivative(key)
+    own: OwnDerivative = held(key)
     program = _program(own, "all", lambda: emit_python(own.graph, name="backward"))
     found = program.run(*(c.contiguous() for c in cotangents), *saved)
     return [torch.zeros(()) if c is None else c.clone() for c in found]
@@ -35,7 +36,7 @@ def _own_pulls(cotangents: Tensors, saved: Tensors, key: int) -> list[Tensor]:
 
 def _own_pull(cotangent: Tensor, saved: Tensors, key: int, output: int, operand: int) -> Tensor:
     """Jᵀ g of one result in one argument."""
-    own = own_derivative(key)
+    own: OwnDerivative = held(key)
     _check_zero(own, saved)
     wanted = own.graph.outputs[operand]
     part = Graph(own.graph.inputs, live_nodes(own.graph.nodes, wanted), (wanted,))
@@ -48,7 +49,7 @@ def _own_pull(cotangent: Tensor, saved: Tensors, key: int, output: int, operand:
 
 def _own_push(tangent: Tensor, saved: Tensors, key: int, output: int, operand: int) -> Tensor:
     """J t of one result in one argument: the backward, which is linear, transposed."""
-    own = own_derivative(key)
+    own: OwnDerivative = held(key)
     _check_zero(own, saved)
     task = vjp_task(own.graph, [own.graph.inputs[output]], [operand])
     program = _program(

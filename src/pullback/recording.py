@@ -6,7 +6,7 @@ function the user called, and refuses what would take a value out of the graph.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,9 +153,6 @@ def unsupported_kind(tensor: Tensor) -> str:
     return ""
 
 
-Attach = Callable[[Any, tuple[Any, ...], dict[str, Any], Any], Any]
-
-
 # Below autograd ------------------------------------------------------------------------------------------------------
 
 
@@ -173,10 +170,10 @@ class Recorder(private.TorchDispatchMode):
         return False  # else the first call of all imports the whole of torch._dynamo
 
     def __init__(
-        self, trace: Trace, table: Mapping[Any, Callable[..., Any]], keep_raw: bool, attach: Attach | None = None
+        self, trace: Trace, table: Mapping[Any, Any], keep_raw: bool, attach: Any = None, region: Any = None
     ) -> None:
         super().__init__()
-        self.attach = attach
+        self.attach, self.region = attach, region
         self.trace, self.table, self.keep_raw = trace, table, keep_raw
         self.raw: list[Step] = []
         self.steps: list[Step] = []
@@ -190,9 +187,9 @@ class Recorder(private.TorchDispatchMode):
         self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Record one call and return its result, which is fake."""
-        if not isinstance(op, private.OpOverload):
-            raise refusal(f"f uses the operator {op.name()!r}, which is not done yet", "Write it as plain tensor code.")
         kwargs = kwargs or {}
+        if not isinstance(op, private.OpOverload):
+            return self.higher_order(op, args, kwargs)
         if op.namespace == "prim":  # reads a device or a layout
             return op(*args, **kwargs)
         if op is LIFT_FRESH and not self.trace.owns(args[0]):
@@ -201,6 +198,13 @@ class Recorder(private.TorchDispatchMode):
         if self.depth or not self.keep_raw:
             return self.decomposed(op, args, kwargs)
         return self.outermost(op, args, kwargs)
+
+    def higher_order(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of an operator that takes functions."""
+        if self.region is None:
+            raise refusal(f"f uses the operator {op.name()!r}, which is not done yet", "Write it as plain tensor code.")
+        with self:
+            return self.region(op, self.trace.own(args), self.trace.own(kwargs))
 
     def outermost(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call that the user's function made, and not a decomposition."""

@@ -226,10 +226,10 @@ def captured_call(
 def _refuse_once_differentiable(captured: Captured) -> None:
     """Inside another transform a derivative may be differentiated again, which some authors exclude."""
     for node in captured.graph.nodes:
-        if node.op == ATTACH and node.args[3].own.once:
+        if node.op == ATTACH and node.args[3].held.once:
             raise CaptureError(
-                f"{node.args[3].own.title}, called at {node.source}, is marked once_differentiable, and is used inside "
-                "another transform, which may differentiate it again: take the mark off if its backward may be "
+                f"{node.args[3].held.title}, called at {node.source}, is marked once_differentiable, and is used "
+                "inside another transform, which may differentiate it again: take the mark off if its backward may be "
                 "differentiated"
             )
 

@@ -18,15 +18,11 @@ import torch
 from torch import Tensor
 
 from . import torch_private as private
-from .own_derivatives import OwnDerivative, remember
+from .keys import remember
+from .library import LIBRARY
+from .own_derivatives import OwnDerivative
 from .provenance import refusal, user_source
 from .recording import Trace
-
-LIBRARY = torch.library.Library("pullback", "DEF")
-LIBRARY.define("attach(Tensor[] values, Tensor[] inputs, Tensor[] saved, int key) -> Tensor[]")
-LIBRARY.define("own_pull(Tensor cotangent, Tensor[] saved, int key, int output, int operand) -> Tensor")
-LIBRARY.define("own_pulls(Tensor[] cotangents, Tensor[] saved, int key) -> Tensor[]")
-LIBRARY.define("own_push(Tensor tangent, Tensor[] saved, int key, int output, int operand) -> Tensor")
 
 Capture = Callable[..., Any]
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ..errors import MissingRuleError
 from ..graph import COMPLEX, FLOATING, Graph, Node, Value
+from ..regions import PULLED_LOOP
 from ..rules.edges import edges_of, has_rule
 from ..stages import Edge, LinearGraph
 from ..terms import Jac
@@ -64,6 +65,8 @@ def _refuse_missing(nodes: Mapping[Node, None]) -> None:
     for node in nodes:
         if any(v.dtype in COMPLEX for v in (*node.inputs, *node.results)):
             missing.setdefault(f"{node.op} on complex numbers", node)
+        elif node.op == PULLED_LOOP:
+            missing.setdefault("the pull back through a while_loop (take derivatives inside by forward mode)", node)
         elif not has_rule(node):
             missing.setdefault(f"{node.op} on {', '.join(v.type for v in node.inputs if v.dtype in FLOATING)}", node)
     if not missing:

@@ -5,12 +5,16 @@ from collections.abc import Iterator
 from ..errors import MissingRuleError
 from ..expressions import Builder
 from ..graph import COMPLEX, Graph, Node, Value
-from ..own_derivatives import ATTACH, own_derivative
+from ..keys import held
+from ..own_derivatives import ATTACH, OwnDerivative
 from ..stages import Edge
 from ..terms import Jac, Kernel, Part, term_values
 from . import NONDIFFERENTIABLE, RULES
+from .control import CONTROL
 from .kinds import Call, Rule
 from .own import OWN
+
+WITHOUT_SAMPLES = OWN | CONTROL  # what they compute, and so their samples, are the user's
 
 
 def edges_of(node: Node) -> list[Edge]:
@@ -27,12 +31,12 @@ def edges_of(node: Node) -> list[Edge]:
 
 def has_rule(node: Node) -> bool:
     """Whether the derivative of a node's operator is known."""
-    return node.op in RULES or node.op in OWN
+    return node.op in RULES or node.op in WITHOUT_SAMPLES
 
 
 def rule_of(node: Node) -> Rule:
     """The rule of a node whose operator is known to have one."""
-    return OWN[node.op] if node.op in OWN else RULES[node.op]
+    return WITHOUT_SAMPLES[node.op] if node.op in WITHOUT_SAMPLES else RULES[node.op]
 
 
 def local_jacobian(edge: Edge, builder: Builder) -> Jac:
@@ -49,7 +53,7 @@ def local_jacobian(edge: Edge, builder: Builder) -> Jac:
 
 def _require_linear(node: Node) -> None:
     """Refuse a Jacobian where the backward that a user wrote is no linear map of the cotangent."""
-    own = own_derivative(node.args[3])
+    own: OwnDerivative = held(node.args[3])
     bent = nonlinear_node(own.graph, own.graph.inputs[: own.results])
     if bent is not None:
         raise MissingRuleError(

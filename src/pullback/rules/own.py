@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..graph import Node, Value
-from ..own_derivatives import ATTACH, OwnDerivative, own_derivative
+from ..keys import held
+from ..own_derivatives import ATTACH, OwnDerivative
 from ..terms import HOLE, Application, Kernel, Part
 from .kinds import Call, Rule
 
@@ -20,7 +21,7 @@ class Own(Rule):
     def parts(self, call: Call, output: int, operand: int) -> tuple[Part, ...]:
         """A kernel for an argument; nothing for values and for what was saved, which are constants here."""
         values, inputs, _, key = call.node.args
-        own = own_derivative(key)
+        own: OwnDerivative = held(key)
         place = operand - len(values)
         if not 0 <= place < len(inputs) or own.graph.outputs[place] is None:
             return ()
@@ -39,7 +40,7 @@ def saved_values(node: Node, own: OwnDerivative) -> tuple[Value, ...]:
 def _pull(call: Call, cotangents: Sequence[Value | None], wanted: Sequence[bool]) -> tuple[Value | None, ...]:
     """The whole backward at once."""
     values, inputs, _, key = call.node.args
-    own = own_derivative(key)
+    own: OwnDerivative = held(key)
     pairs = zip(cotangents, own.graph.inputs[: own.results], strict=True)
     given = tuple(_zeros(call, like) if c is None else c for c, like in pairs)
     types = [None if out is None else (v.shape, v.dtype) for out, v in zip(own.graph.outputs, inputs, strict=True)]
