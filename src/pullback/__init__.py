@@ -19,6 +19,7 @@ with collection_paused():
         OrderError,
         ProgramFileError,
         PullbackError,
+        RecordError,
         RuleError,
         ShapeError,
         SignatureError,
@@ -27,6 +28,7 @@ with collection_paused():
     )
     from .explain import LocalJacobian, TracedGraph, trace
     from .graph import Graph, Node, Source, Value
+    from .recorder import Tape, record
     from .nonfinite import NonFinite, first_nonfinite
     from .stages import Edge, Order, Plan
     from .transform import Transform
@@ -50,10 +52,12 @@ __all__ = [
     "Plan",
     "ProgramFileError",
     "PullbackError",
+    "RecordError",
     "RuleError",
     "ShapeError",
     "SignatureError",
     "Source",
+    "Tape",
     "TracedGraph",
     "Transform",
     "UnsupportedTorchError",
@@ -69,6 +73,7 @@ __all__ = [
     "jacobian",
     "jvp",
     "load",
+    "record",
     "trace",
     "value_and_grad",
     "vjp",

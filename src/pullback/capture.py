@@ -93,7 +93,7 @@ def capture(
     names = list(names) if names is not None else argument_names(f, flat_arguments, in_spec)
     _check_arguments(flat_arguments, names)
     with _surroundings() as inside_transform, Trace(inside_transform, is_final=is_final) as trace:
-        table = {} if is_final else _decompositions(keep)
+        table = {} if is_final else decompositions(keep)
         fakes = [trace.fake(a) if isinstance(a, Tensor) else a for a in flat_arguments]
         capture_inner = partial(capture, keep=keep)
         attach, region = partial(attach_operator, trace, capture_inner), partial(record_region, trace, capture_inner)
@@ -208,7 +208,7 @@ def _module_scopes(trace: Trace) -> Iterator[None]:
 
 
 @cache
-def _decompositions(keep: frozenset[str]) -> Mapping[Any, Callable[..., Any]]:
+def decompositions(keep: frozenset[str]) -> Mapping[Any, Callable[..., Any]]:
     """PyTorch's core table without what has a rule; it would turn `detach` into an identity, which loses a stop."""
     aten = torch.ops.aten
     without = {DETACH, aten.lift_fresh.default, aten.lift_fresh_copy.default}

@@ -112,6 +112,36 @@ def compile_derivative(
     return Compiled(program, best.order, alternatives, count_paths(linear), best.edge_products)
 
 
+def compile_backward(
+    graph: Graph, sources: Sequence[Value], outputs: Sequence[int], *, fuse: bool, name: str = "backward"
+) -> Program:
+    """From cotangents of outputs to cotangents of sources, where every value of the function is known already.
+
+    The program's inputs are the values that it reads, and the cotangents `cotangent_0` …; it computes none of the
+    function's own values again.
+
+    Raises MissingRuleError: operators on the way have no rule.
+    """
+    task = vjp_task(graph, sources, outputs)
+    linear = linearise(task.graph, task.request)
+    builder = _builder_for(task.graph)
+    found = accumulate(linear, choose_order(linear, "reverse"), builder, fuse=fuse, by_target=False)
+    derivatives = _written_out(task, found.derivatives, builder)
+    nodes = live_nodes(tuple(builder.nodes), derivatives)
+    computed = {v for node in nodes for v in node.results}
+    read = dict.fromkeys(v for v in values_in(([n.inputs for n in nodes], derivatives)) if v not in computed)
+    lowered = lower(Graph(tuple(read), nodes, derivatives), keep_stops=not fuse)
+    lowered = schedule(own_memory(lowered, len(derivatives)))
+    lowered.check()
+    return emit_python(lowered, name=name, plain=fuse)
+
+
+def check_rules(graph: Graph, sources: Sequence[Value]) -> None:
+    """Raise MissingRuleError with every operator between sources and outputs that has no rule."""
+    task = vjp_task(graph, sources, range(len(graph.outputs)))
+    linearise(task.graph, task.request)
+
+
 def _orders_to_try(linear: LinearGraph, order: OrderName) -> list[OrderName]:
     """With one row, reverse is optimal up to a rounding error; with one column, forward; else both are counted."""
     if order != "auto":
@@ -124,14 +154,9 @@ def _orders_to_try(linear: LinearGraph, order: OrderName) -> list[OrderName]:
 
 
 def _accumulated(task: Task, linear: LinearGraph, order: Order, fuse: bool) -> _Candidate:
-    builder = Builder(task.graph.inputs[0].device if task.graph.inputs else "cpu")
-    for value in values_in((task.graph.inputs, [n.outputs for n in task.graph.nodes])):
-        builder.reserve(value.name)
+    builder = _builder_for(task.graph)
     found = accumulate(linear, order, builder, fuse=fuse, by_target=task.by_target)
-    derivatives = []
-    for target, source in task.pairs:
-        known = found.derivatives.get((target, source))
-        derivatives.append(_zero(builder, target, source, task.by_target) if known is None else known)
+    derivatives = _written_out(task, found.derivatives, builder)
     outputs = (*derivatives, *(task.graph.outputs if task.returns_outputs else ()))
     mutations = task.graph.mutations
     derived_nodes = live_nodes(tuple(builder.nodes), derivatives)
@@ -139,6 +164,23 @@ def _accumulated(task: Task, linear: LinearGraph, order: Order, fuse: bool) -> _
     derived = Graph(task.graph.inputs, nodes, outputs, mutations)
     derived.check()
     return _Candidate(order, derived, multiplications(derived_nodes), found.edge_products)
+
+
+def _builder_for(graph: Graph) -> Builder:
+    """A builder of derived nodes, whose names are none of the graph's."""
+    builder = Builder(graph.inputs[0].device if graph.inputs else "cpu")
+    for value in values_in((graph.inputs, [n.outputs for n in graph.nodes])):
+        builder.reserve(value.name)
+    return builder
+
+
+def _written_out(task: Task, known: Mapping[tuple[Value, Value], Value], builder: Builder) -> tuple[Value, ...]:
+    """The derivative of every pair, which is zero where no path leads."""
+    found = []
+    for target, source in task.pairs:
+        derivative = known.get((target, source))
+        found.append(_zero(builder, target, source, task.by_target) if derivative is None else derivative)
+    return tuple(found)
 
 
 def _zero(builder: Builder, target: Value, source: Value, by_target: bool) -> Value:

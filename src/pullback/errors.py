@@ -50,3 +50,7 @@ class UnsupportedTorchError(PullbackError, ImportError):
 
 class VerificationError(PullbackError):
     """A compiled derivative contradicts independent evidence; names the node that is wrong, with its line."""
+
+
+class RecordError(PullbackError):
+    """A record cannot hold what its block does, or cannot answer what it is asked; names the line."""

@@ -17,6 +17,7 @@ import numpy
 import torch
 
 from .dtypes import dtype_name
+from .tapes import is_recording
 from .torch_private import count_function_modes, is_any_autocast_enabled, peek_interpreter
 
 Lookup = Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[Any, ...] | None]
@@ -274,6 +275,7 @@ SETTINGS: tuple[tuple[str, Callable[[], Any], str], ...] = (
     ("inference mode", torch.is_inference_mode_enabled, "{read}() is not {value}"),
     ("the default dtype", torch.get_default_dtype, "{read}() is not {value}"),
     ("whether a torch.func transform is running", is_transforming, "{read}() is not {value}"),
+    ("whether a record is in progress", is_recording, "{read}() is not {value}"),
     ("autocast", autocast_settings, "{read}() != {value}"),
     ("the default device", default_device, "{read}() != {value}"),
 )
@@ -281,6 +283,7 @@ SETTINGS: tuple[tuple[str, Callable[[], Any], str], ...] = (
 # The usual value of a setting is told by a call that costs a tenth of a microsecond, without one of Python's own.
 QUICK: dict[Callable[[], Any], tuple[Any, str, Callable[[], Any]]] = {
     is_transforming: (False, "{quick}() is not None", peek_interpreter),
+    is_recording: (False, "{quick}() and {read}()", count_function_modes),
     autocast_settings: ((), "{quick}()", is_any_autocast_enabled),
     default_device: (CPU, "{quick}() and {read}() != {value}", count_function_modes),
 }

@@ -20,6 +20,7 @@ from .environment import Environment
 from .errors import ArgumentError, CaptureError
 from .guards import Lookup, Script, describe, guard_settings, guard_tensor, guard_value, is_constant, is_transforming
 from .provenance import parameters_of
+from .tapes import is_recording
 from .torch_private import is_traced, tree_flatten, tree_flatten_with_path
 
 LOG = logging.getLogger("pullback")
@@ -35,7 +36,7 @@ class Entry:
     lookup: called as `lookup(f, args, kwargs)`; returns the tensors that the program takes (those of the arguments in
         the order of their tree, then the lifted ones), or None if the program does not fit.
     code: the source of `lookup`.
-    traced: whether the call was part of a trace or transform in progress.
+    traced: whether the call was part of a trace, transform or record in progress.
     reusable: whether it may be kept; sizes or constants that belong to an outer trace may not.
     constants: the tensors that the trace itself made.
     """
@@ -85,7 +86,7 @@ def make_entry(
     flat = [*environment.arguments, *_lifted_names(script, environment, f, lifted, constants)]
     lookup, code = script.lookup(flat)
     tensors = [*environment.argument_tensors, *lifted]
-    traced = is_transforming() or any(map(is_traced, tensors))
+    traced = is_transforming() or is_recording() or any(map(is_traced, tensors))
     own = [t for t, constant in zip(lifted, constants, strict=True) if constant]
     static = all(type(size) is int for t in tensors for size in t.shape)
     return Entry(program, lookup, code, traced, static and not any(map(is_traced, own)), script, tuple(own))

@@ -73,6 +73,10 @@ is_any_autocast_enabled: Callable[[], bool] = _private("torch._C:_is_any_autocas
 set_grad_enabled: Callable[[bool], None] = _private("torch._C:_set_grad_enabled")
 FunctionBase: Any = _private("torch.autograd.function:_SingleLevelFunction")
 custom_operators: Any = _private("torch._library.custom_ops:OPDEFS")
+BackwardHookFunction: Any = _private("torch.nn.modules._functions:BackwardHookFunction")
+module_call_code: Any = torch.nn.Module._call_impl.__code__
+count_writes: Callable[[Tensor], int] = Tensor._version.__get__  # as `version`, for tensors that count at all
+base_of: Callable[[Tensor], Tensor | None] = Tensor._base.__get__
 before_any_module: Callable[..., Any] = _private("torch.nn.modules.module:register_module_forward_pre_hook")
 after_any_module: Callable[..., Any] = _private("torch.nn.modules.module:register_module_forward_hook")
 # Where an instance of `nn.RNNBase` keeps the weights of its last call.
@@ -80,7 +84,7 @@ RECURRENT_WEIGHT_LISTS = ("_flat_weights", "_flat_weight_refs")
 
 ATTRIBUTES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "torch._ops:OpOverload": (torch.ops.aten.add.Tensor, ("_op", "_schema", "_can_decompose")),
-    "torch:Tensor": (Tensor, ("_version",)),
+    "torch:Tensor": (Tensor, ("_version", "_base", "_backward_hooks", "_post_accumulate_grad_hooks")),
     "torch:UntypedStorage": (torch.UntypedStorage, ("_cdata",)),
 }
 
@@ -151,6 +155,12 @@ def storage(tensor: Tensor) -> int:
 def version(tensor: Tensor) -> int:
     """How often a tensor was changed in place; 0 for one made in inference mode, of which that is not counted."""
     return 0 if tensor.is_inference() else int(tensor._version)
+
+
+def gradient_hooks(tensor: Tensor) -> tuple[list[Any], list[Any]]:
+    """The hooks of a leaf: those before its gradient is accumulated, and those after."""
+    before, after = tensor._backward_hooks, tensor._post_accumulate_grad_hooks
+    return list(before.values()) if before else [], list(after.values()) if after else []
 
 
 def is_fake(tensor: Tensor) -> bool:

@@ -23,6 +23,7 @@ from .rules import RULES
 from .signature import CACHE, Entry, Signature, check_arguments, make_entry, parameter_names, title
 from .stages import Plan
 from .structure import positions_in
+from .tapes import is_recording
 from .torch_private import is_traced, set_grad_enabled, tree_flatten
 
 
@@ -243,7 +244,7 @@ def flat_tensors(captured: Captured, args: tuple[Any, ...], kwargs: dict[str, An
 def _context() -> str:
     """What becomes of this call: "traced" to be differentiated, traced as the "last" word, or "plain": not traced."""
     trace = CURRENT.trace
-    if is_transforming() or (trace is not None and not trace.is_final):
+    if is_transforming() or is_recording() or (trace is not None and not trace.is_final):
         return "traced"
     return "plain" if trace is None else "last"
 

@@ -1,0 +1,222 @@
+"""Functions of PyTorch that a record answers itself, or refuses by name.
+
+Some would leave the record without its knowledge: an array that shares a tensor's memory, a tensor that is given other
+memory.  Others belong to autograd, which does not run here: hooks, `backward`, functions with a derivative of their
+own.
+"""
+
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from . import torch_private as private
+from .errors import RecordError
+from .provenance import describe
+from .scribe import refuse
+from .tapes import THREAD
+from .torch_private import storage
+
+Interceptor = Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], Any]
+CALL_TAPE = "a record keeps its own derivatives: call tape.backward(loss) or tape.grad(loss, inputs)"
+
+
+def _plain(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return function(*args, **kwargs)
+
+
+def _refuse_backward(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if not torch.is_grad_enabled() and above.scribe.paused:
+        return function(*args, **kwargs)
+    raise refuse(f"{function.__name__}() of torch.autograd is called inside the block", f"Not here: {CALL_TAPE}.")
+
+
+def _intermediate(above: Any, tensor: Any) -> Any:
+    """The slot of a tensor that was computed in the block, or None."""
+    slot = above.scribe.history.bindings.get(id(tensor))
+    return None if slot is None or slot.is_leaf else slot
+
+
+def _register_hook(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A hook on an intermediate result is kept by the record; leaves keep theirs."""
+    if _intermediate(above, args[0]) is None:
+        return function(*args, **kwargs)
+    hook = args[1] if len(args) > 1 else kwargs["hook"]
+    index = above.scribe.read(args[0]).index
+    hooks = above.scribe.history.hooks.setdefault(index, OrderedDict())
+    handle = RemovableHandle(hooks)
+    hooks[handle.id] = hook
+    return handle
+
+
+def _retain_grad(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """An intermediate result gets a `.grad` from `backward`."""
+    if _intermediate(above, args[0]) is None:
+        return function(*args, **kwargs)
+    above.scribe.history.retained[above.scribe.read(args[0]).index] = args[0]
+    return None
+
+
+def _refuse_on_results(problem: str, way_out: str) -> Interceptor:
+    """Refuse a function on what was computed in the block."""
+
+    def intercept(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if _intermediate(above, args[0]) is not None:
+            raise refuse(f"{problem} ({describe(args[0])})", way_out)
+        return function(*args, **kwargs)
+
+    return intercept
+
+
+def _set_requires_grad(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A leaf that stops requiring gradients is a constant from then on."""
+    tensor, value = args[0], args[1] if len(args) > 1 else kwargs.get("requires_grad", True)
+    slot = above.scribe.history.bindings.get(id(tensor))
+    if slot is not None and not slot.is_leaf:
+        if value:
+            return tensor
+        raise refuse(
+            f"requires_grad is set to False on a result of the block ({describe(tensor)})",
+            "Use .detach() for a tensor without a derivative.",
+        )
+    if slot is not None and not value:
+        del above.scribe.history.bindings[id(tensor)]
+    return function(*args, **kwargs)
+
+
+def _get_data(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`.data` as `.detach()`, through which changes are counted."""
+    return args[0].detach()
+
+
+def _set_data(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    history = above.scribe.history
+    if id(args[0]) in history.bindings or id(args[0]) in history.constants:
+        raise refuse(
+            f".data of a recorded tensor ({describe(args[0])}) is replaced",
+            "Use .copy_() under torch.no_grad(), or do it after the derivative.",
+        )
+    return function(*args, **kwargs)
+
+
+def _array(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """An array that shares memory with a recorded tensor cannot be written to."""
+    array = above.call(function, args, kwargs)
+    if hasattr(array, "flags") and storage(args[0]) in above.scribe.history.storages():
+        array.flags.writeable = False
+    return array
+
+
+def _get_grad_fn(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Results have none; a module that asks for it has hooks that would be skipped in silence."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename == nn.modules.module.__file__:
+        if frame.f_code is private.module_call_code and _intermediate(above, args[0]) is not None:
+            raise refuse(_MODULE_HOOKS, _MODULE_HOOKS_WAY_OUT)
+        frame = frame.f_back
+    return function(*args, **kwargs)
+
+
+_MODULE_HOOKS = "a module has backward hooks, which torch.autograd would call"
+_MODULE_HOOKS_WAY_OUT = "Remove them, or use Tensor.register_hook on the tensor that is meant."
+_DIFFERENTIATING = tuple(getattr(torch.autograd, name) for name in ("grad",))
+
+INTERCEPTED: dict[Any, Interceptor] = {
+    private.set_grad_enabled: _plain,
+    Tensor.backward: _refuse_backward,
+    **{function: _refuse_backward for function in _DIFFERENTIATING},
+    Tensor.register_hook: _register_hook,
+    Tensor.retain_grad: _retain_grad,
+    Tensor.register_post_accumulate_grad_hook: _refuse_on_results(
+        "a hook after accumulation is registered on a result of the block", "Only leaves accumulate: use register_hook."
+    ),
+    Tensor.__deepcopy__: _refuse_on_results(
+        "a result of the block is copied by deepcopy, which has no derivative", "Use .clone(), or .detach() first."
+    ),
+    Tensor.requires_grad_: _set_requires_grad,
+    Tensor.requires_grad.__set__: _set_requires_grad,  # type: ignore[attr-defined]
+    Tensor.data.__get__: _get_data,  # type: ignore[attr-defined]
+    Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
+    Tensor.grad.__set__: _plain,  # type: ignore[attr-defined]
+    Tensor.grad_fn.__get__: _get_grad_fn,  # type: ignore[attr-defined]
+    Tensor.numpy: _array,
+    Tensor.__array__: _array,
+}
+
+
+def is_initialisation(function: Any) -> bool:
+    """Whether a function is one of `torch.nn.init`, which turn grad mode off for themselves."""
+    return getattr(function, "__module__", "") == "torch.nn.init"
+
+
+def _without_mkldnn(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """With it, an LSTM is one opaque operator."""
+    before = private.get_mkldnn_enabled()
+    private.set_mkldnn_enabled(False)
+    try:
+        return call(*args, **kwargs)
+    finally:
+        private.set_mkldnn_enabled(before)
+
+
+KERNELS: dict[Any, Callable[..., Any]] = {torch.lstm: _without_mkldnn}
+
+
+# Autograd's own functions --------------------------------------------------------------------------------------------
+
+_lock = threading.Lock()
+_originals: list[Any] = []
+_users = [0]
+
+
+def _apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    """`torch.autograd.Function.apply` while records are in progress."""
+    original = _originals[0].__get__(None, cls)
+    if not THREAD.tapes or THREAD.tapes[-1].scribe.paused or not torch.is_grad_enabled():
+        return original(*args, **kwargs)
+    if not THREAD.tapes[-1].scribe.is_active(args):
+        return original(*args, **kwargs)
+    if cls is private.BackwardHookFunction:
+        raise refuse(_MODULE_HOOKS, _MODULE_HOOKS_WAY_OUT)
+    raise refuse(
+        f"the block calls {cls.__qualname__}, a torch.autograd.Function, whose own derivative is not done yet",
+        "Write it as plain tensor code, which needs no derivative of its own.",
+    )
+
+
+def start_refusing_functions() -> None:
+    """Let `torch.autograd.Function`s be refused in threads that record; each call is to be undone once."""
+    with _lock:
+        if not _users[0]:
+            _originals[:] = [torch.autograd.Function.__dict__["apply"]]
+            torch.autograd.Function.apply = classmethod(_apply)  # type: ignore[assignment, method-assign]
+        _users[0] += 1
+
+
+def stop_refusing_functions() -> None:
+    """Undo one call of `start_refusing_functions`."""
+    with _lock:
+        _users[0] -= 1
+        if not _users[0]:
+            torch.autograd.Function.apply = _originals[0]  # type: ignore[method-assign]
+
+
+def say_what_to_call(*_: Any, **__: Any) -> None:
+    """Stands in for `loss.backward` of a recorded loss."""
+    raise RecordError(f"loss.backward() is called on a recorded loss: {CALL_TAPE}")
+
+
+__all__ = [
+    "INTERCEPTED",
+    "KERNELS",
+    "is_initialisation",
+    "say_what_to_call",
+    "start_refusing_functions",
+    "stop_refusing_functions",
+]

@@ -1,0 +1,160 @@
+"""What a record sees: the modes that stand between the user's code and PyTorch while it runs.
+
+`Above` stands above autograd.  It turns grad mode off around every function of PyTorch, so that autograd records
+nothing, and leaves it to the user everywhere else, so that `no_grad`, `enable_grad` and questions about grad mode mean
+what they always mean.  Results that have a derivative require gradients while the block runs, as they would in PyTorch:
+whoever computes on them behind the record's back gets a tensor of autograd's, which the record then refuses.
+`Below` stands below autograd, where it writes down each ATen operator that reads something with a derivative.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from . import torch_private as private
+from .composites import COMPOSITES
+from .interception import INTERCEPTED, KERNELS, is_initialisation
+from .mutations import ADAPTED, write
+from .recipes import Kind, recipe_of
+from .recording import CURRENT
+from .scribe import Scribe, refuse
+from .tapes import THREAD, decomposing
+
+_PARALLEL = ("DistributedDataParallel.forward", "FullyShardedDataParallel.forward")
+
+
+class Above(TorchFunctionMode):
+    """Sees each function of PyTorch as the user calls it."""
+
+    def __init__(self, scribe: Scribe) -> None:
+        super().__init__()
+        self.scribe = scribe
+        self.outer_trace = CURRENT.trace
+        self.marked: list[Tensor] = []
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call a function with autograd off, unless it is one that a record has to know about."""
+        kwargs = kwargs or {}
+        if THREAD.inside or self.scribe.paused or CURRENT.trace is not self.outer_trace:
+            return function(*args, **kwargs)
+        try:
+            intercept = INTERCEPTED.get(function)
+        except TypeError:  # not hashable
+            intercept = None
+        if intercept is not None:
+            return intercept(self, function, args, kwargs)
+        if getattr(function, "__name__", "") == "__get__" and function not in VIEWS:
+            return function(*args, **kwargs)
+        return self.call(function, args, kwargs)
+
+    def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a function with autograd off, and mark what has a derivative."""
+        call = COMPOSITES.get(function, function) if getattr(function, "__hash__", None) else function
+        enabled = torch.is_grad_enabled()
+        _refuse_transforms()
+        THREAD.inside, THREAD.enabled = True, enabled and not is_initialisation(function)
+        cached = private.is_any_autocast_enabled() and torch.is_autocast_cache_enabled()
+        try:
+            private.set_grad_enabled(False)
+            if cached:  # else a cast is shared with what was computed outside of the record
+                torch.set_autocast_cache_enabled(False)
+            if function in KERNELS:
+                result = KERNELS[function](call, args, kwargs)
+            else:
+                result = call(*args, **kwargs)
+            if enabled:
+                self.mark(result)
+        finally:
+            private.set_grad_enabled(enabled)
+            if cached:
+                torch.set_autocast_cache_enabled(True)
+            THREAD.inside = False
+        return result
+
+    def mark(self, result: Any) -> None:
+        """Let results with a derivative require gradients, as long as the block runs."""
+        bindings = self.scribe.history.bindings
+        if isinstance(result, Tensor):
+            slot = bindings.get(id(result))
+            if slot is not None and not slot.is_leaf and not result.requires_grad:
+                result.requires_grad_()
+                self.marked.append(result)
+        elif isinstance(result, (tuple, list)):
+            for item in result:
+                self.mark(item)
+        if self.scribe.fresh:
+            fresh, self.scribe.fresh = self.scribe.fresh, []
+            self.mark(fresh)
+
+
+def _refuse_transforms() -> None:
+    interpreter = private.peek_interpreter()
+    if interpreter is not None and not str(interpreter.key()).endswith(("Vmap", "Functionalize")):
+        raise refuse(
+            "a derivative of torch.func's is computed inside the block",
+            "Use pullback's own transforms there, which are recorded as any other code.",
+        )
+
+
+class Below(private.TorchDispatchMode):
+    """Sees each ATen operator, with autograd already past."""
+
+    supports_higher_order_operators = True  # else they fail before we can name them
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the first call of all imports the whole of torch._dynamo
+
+    def __init__(self, scribe: Scribe) -> None:
+        super().__init__()
+        self.scribe = scribe
+
+    def __torch_dispatch__(
+        self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Make one call, and write it down if it has a derivative."""
+        kwargs, scribe = kwargs or {}, self.scribe
+        if scribe.paused:
+            return op(*args, **kwargs)
+        if not isinstance(op, private.OpOverload):
+            way_out = "Write it as Python's own control flow, which a record follows."
+            raise refuse(f"the block uses the operator {op.name()!r}, which is not done yet", way_out)
+        recipe = recipe_of(op)
+        kind = recipe.kind
+        if kind is Kind.WRITE:
+            return write(scribe, recipe, args, kwargs, self)
+        if kind is Kind.CONSTANT:
+            _refuse_parallel(op, args)
+            return op(*args, **kwargs)
+        enabled = THREAD.enabled if THREAD.inside else torch.is_grad_enabled()
+        if not enabled or not (scribe.is_active(args) or (kwargs and scribe.is_active(kwargs.values()))):
+            return op(*args, **kwargs)
+        if kind is Kind.DECOMPOSED:
+            with decomposing(), self:
+                result = recipe.body(*args, **kwargs)  # type: ignore[misc]
+            if result is not NotImplemented:
+                return result
+        if op in ADAPTED:
+            args = ADAPTED[op](*args)
+        operands, keywords = scribe.references(recipe, args), scribe.keywords(kwargs)
+        result = op(*args, **kwargs)
+        scribe.record(recipe, operands, keywords, result, scribe.root_of(args[0]) if kind is Kind.VIEW else None)
+        return result
+
+
+def _refuse_parallel(op: Any, args: tuple[Any, ...]) -> None:
+    """Refuse the wrappers that wait for autograd to call them; they announce themselves to the profiler."""
+    if op.namespace == "profiler" and args and args[0] in _PARALLEL:
+        name = args[0].partition(".")[0]
+        raise refuse(
+            f"{name} exchanges gradients while torch.autograd computes them, which a record does not do",
+            "Record the module inside (its .module), and exchange gradients yourself.",
+        )
+
+
+# Properties that compute a tensor.
+VIEWS = frozenset(getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "real", "imag"))

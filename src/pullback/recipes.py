@@ -1,0 +1,98 @@
+"""What a record does with each operator: decided once, looked up at every call."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import cache
+from itertools import count
+from typing import Any
+
+import torch
+
+from . import torch_private as private
+from .capture import decompositions
+from .history import written_arguments
+from .rules import NONDIFFERENTIABLE, RULES
+from .torch_private import schema
+
+
+class Kind(Enum):
+    """How an operator is recorded, if it reads anything that has a derivative."""
+
+    CONSTANT = auto()  # its results have no derivative
+    NODE = auto()  # as it is
+    VIEW = auto()  # as it is; its results share memory with its first operand
+    WRITE = auto()  # it changes an operand
+    DECOMPOSED = auto()  # as the operators that it is made of
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """An operator and how it is recorded.
+
+    name: of the node, whose rule is used.
+    lifted: positions of Python numbers that are inputs of a derivative's program, rather than part of it.
+    body: for a decomposed operator, what it is made of.
+    """
+
+    op: Any
+    kind: Kind
+    name: str
+    number: int
+    lifted: frozenset[int] = frozenset()
+    body: Callable[..., Any] | None = None
+    written: tuple[str, ...] = ()
+
+
+_numbers = count()
+_TABLE: dict[Any, Recipe] = {}
+_SCALED = ("mul", "div", "add", "sub", "rsub")
+_LIFTED = frozenset(f"aten.{op}.{overload}" for op in _SCALED for overload in ("Tensor", "Scalar"))
+_VIEWS = frozenset(("aten._unsafe_view.default", "aten._reshape_alias.default"))
+_DRAWS = frozenset(("bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_", "normal_", "random_", "uniform_"))
+# Under the names that capture has for them: it sees batch normalisation after PyTorch has said what it writes into.
+_RENAMED: Mapping[str, str] = {
+    "aten.native_batch_norm.default": "aten._native_batch_norm_legit_functional.default",
+    "aten._native_batch_norm_legit.default": "aten._native_batch_norm_legit_functional.default",
+}
+
+
+def recipe_of(op: Any) -> Recipe:
+    """The recipe of an operator."""
+    known = _TABLE.get(op)
+    return _TABLE.setdefault(op, _make(op)) if known is None else known
+
+
+def _make(op: Any) -> Recipe:
+    name = str(op)
+    renamed = _RENAMED.get(name)
+    if renamed is not None:
+        return Recipe(op, Kind.NODE, renamed, next(_numbers))
+    if name in NONDIFFERENTIABLE or op.namespace in ("prim", "profiler"):
+        return Recipe(op, Kind.CONSTANT, name, next(_numbers))
+    if schema(op).is_mutable:
+        return Recipe(op, Kind.WRITE, name, next(_numbers), written=written_arguments(op))
+    if name in RULES:
+        kind = Kind.VIEW if _is_view(op) else Kind.NODE
+        return Recipe(op, kind, name, next(_numbers), frozenset((1,)) if name in _LIFTED else frozenset())
+    body = decompositions(frozenset(RULES)).get(op)
+    if body is None and private.can_decompose(op):
+        body = op.decompose
+    kind = Kind.DECOMPOSED if body is not None else Kind.VIEW if _is_view(op) else Kind.NODE
+    return Recipe(op, kind, name, next(_numbers), body=body)
+
+
+def _is_view(op: Any) -> bool:
+    return str(op) in _VIEWS or any(r.alias_info is not None for r in schema(op).returns)
+
+
+@cache
+def functional(op: Any) -> Recipe | None:
+    """The operator that computes what an in-place operator writes; None if PyTorch has none."""
+    name, _, overload = str(op).removeprefix("aten.").partition(".")
+    if name in _DRAWS:
+        return Recipe(op, Kind.CONSTANT, str(op), next(_numbers))
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
+    if not name.endswith("_") or packet is None or overload not in packet.overloads():
+        return None
+    return recipe_of(getattr(packet, overload))
