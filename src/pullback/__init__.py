@@ -28,8 +28,8 @@ with collection_paused():
     )
     from .explain import LocalJacobian, TracedGraph, trace
     from .graph import Graph, Node, Source, Value
-    from .recorder import Tape, record
     from .nonfinite import NonFinite, first_nonfinite
+    from .recorder import Tape, record
     from .stages import Edge, Order, Plan
     from .transform import Transform
 

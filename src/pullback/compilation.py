@@ -1,12 +1,12 @@
 """The compiler on one screen: the passes, in the only order in which they are correct.
 
-    linearise     which values derivatives flow through, and the rule of every edge between them
-    choose_order  the sequence in which vertices are eliminated
-    accumulate    multiply local Jacobians in that order; labelled expressions
-    lower         labelled expressions become ATen operators; what is common is computed once, what is dead is gone
-    own_memory    no derivative shares memory with an input, an output or another derivative
-    schedule      what only a result needs is computed as soon as it can be
-    emit          generated Python
+linearise     which values derivatives flow through, and the rule of every edge between them
+choose_order  the sequence in which vertices are eliminated
+accumulate    multiply local Jacobians in that order; labelled expressions
+lower         labelled expressions become ATen operators; what is common is computed once, what is dead is gone
+own_memory    no derivative shares memory with an input, an output or another derivative
+schedule      what only a result needs is computed as soon as it can be
+emit          generated Python
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -133,7 +133,7 @@ def compile_backward(
     lowered = lower(Graph(tuple(read), nodes, derivatives), keep_stops=not fuse)
     lowered = schedule(own_memory(lowered, len(derivatives)))
     lowered.check()
-    return emit_python(lowered, name=name, plain=fuse)
+    return emit(lowered, name, plain=fuse, backend="python")
 
 
 def check_rules(graph: Graph, sources: Sequence[Value]) -> None:

@@ -44,7 +44,7 @@ def lie_of(view: Tensor, root: Tensor) -> Lie:
 
     Cost: constant, except that entries which are no simple part take an index of the root's size to be found.
     """
-    offset = view.storage_offset() - root.storage_offset()
+    offset = int(view.storage_offset()) - int(root.storage_offset())
     if offset == 0 and view.numel() == root.numel() and view.is_contiguous() and root.is_contiguous():
         return Reshape()
     simple = _select(view, root, offset) if view.dim() == root.dim() - 1 else _slice(view, root, offset)

@@ -54,7 +54,7 @@ class Slot:
 
     def __init__(self, tensor: Tensor, value: int, version: int, written: int, root: "Slot | None" = None) -> None:
         self.tensor, self.value, self.version, self.written, self.root = tensor, value, version, written, root
-        self.epoch = 0 if root is None else root.epoch
+        self.epoch: int = 0 if root is None else root.epoch
         self.is_leaf = False
 
 

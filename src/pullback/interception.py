@@ -127,10 +127,12 @@ _MODULE_HOOKS = "a module has backward hooks, which torch.autograd would call"
 _MODULE_HOOKS_WAY_OUT = "Remove them, or use Tensor.register_hook on the tensor that is meant."
 _DIFFERENTIATING = tuple(getattr(torch.autograd, name) for name in ("grad",))
 
+_OWN: Any = Tensor  # whose properties are descriptors, which type checkers do not know
+
 INTERCEPTED: dict[Any, Interceptor] = {
     private.set_grad_enabled: _plain,
     Tensor.backward: _refuse_backward,
-    **{function: _refuse_backward for function in _DIFFERENTIATING},
+    **dict.fromkeys(_DIFFERENTIATING, _refuse_backward),
     Tensor.register_hook: _register_hook,
     Tensor.retain_grad: _retain_grad,
     Tensor.register_post_accumulate_grad_hook: _refuse_on_results(
@@ -140,11 +142,11 @@ INTERCEPTED: dict[Any, Interceptor] = {
         "a result of the block is copied by deepcopy, which has no derivative", "Use .clone(), or .detach() first."
     ),
     Tensor.requires_grad_: _set_requires_grad,
-    Tensor.requires_grad.__set__: _set_requires_grad,  # type: ignore[attr-defined]
-    Tensor.data.__get__: _get_data,  # type: ignore[attr-defined]
-    Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
-    Tensor.grad.__set__: _plain,  # type: ignore[attr-defined]
-    Tensor.grad_fn.__get__: _get_grad_fn,  # type: ignore[attr-defined]
+    _OWN.requires_grad.__set__: _set_requires_grad,
+    _OWN.data.__get__: _get_data,
+    _OWN.data.__set__: _set_data,
+    _OWN.grad.__set__: _plain,
+    _OWN.grad_fn.__get__: _get_grad_fn,
     Tensor.numpy: _array,
     Tensor.__array__: _array,
 }

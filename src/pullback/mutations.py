@@ -48,7 +48,7 @@ def write(scribe: Scribe, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[st
         return _unrecorded(scribe, recipe, targets, args, kwargs)
     if len(targets) != 1 or not args or args[0] is not targets[0]:
         raise refuse(
-            f"{op} writes into {len(targets)} tensors at once, or by out=, and something that it reads has a derivative",
+            f"{op} writes into {len(targets)} tensors at once, or by out=, and an operand has a derivative",
             "Use the operator that returns a new tensor; update parameters under torch.no_grad().",
         )
     return _recorded(scribe, recipe, args, kwargs, again)

@@ -49,7 +49,9 @@ _TABLE: dict[Any, Recipe] = {}
 _SCALED = ("mul", "div", "add", "sub", "rsub")
 _LIFTED = frozenset(f"aten.{op}.{overload}" for op in _SCALED for overload in ("Tensor", "Scalar"))
 _VIEWS = frozenset(("aten._unsafe_view.default", "aten._reshape_alias.default"))
-_DRAWS = frozenset(("bernoulli_", "cauchy_", "exponential_", "geometric_", "log_normal_", "normal_", "random_", "uniform_"))
+_DRAWS = frozenset(
+    f"{name}_" for name in "bernoulli cauchy exponential geometric log_normal normal random uniform".split()
+)
 # Under the names that capture has for them: it sees batch normalisation after PyTorch has said what it writes into.
 _RENAMED: Mapping[str, str] = {
     "aten.native_batch_norm.default": "aten._native_batch_norm_legit_functional.default",

@@ -83,7 +83,7 @@ class Tape:
             by = "this" if self._thread == threading.get_ident() else "another"
             raise RecordError(f"a tape is entered a second time, the first time by {by} thread: call record() for each")
         if torch.is_inference_mode_enabled():
-            raise RecordError("record() is entered in inference mode, in which nothing has a derivative: leave it first")
+            raise RecordError("record() is entered in inference mode, where nothing has a derivative: leave that first")
         if CURRENT.trace is not None:
             raise RecordError(
                 "record() is entered inside a function that pullback traces: use pullback.grad and its like there, or "
@@ -224,7 +224,7 @@ class Tape:
         if tensor.grad_fn is not None:
             return f"{kind} was computed by torch.autograd, outside of the block: compute it inside"
         if id(tensor) in self.history.constants:
-            return f"{kind} was read in the block, but does not require gradients: call requires_grad_() before it is used"
+            return f"{kind} was read in the block, but requires no gradients: call requires_grad_() before it is used"
         return (
             f"{kind} was not recorded: it was computed outside of the block (before it or after it), under no_grad, or "
             "from nothing that requires gradients"
@@ -257,7 +257,7 @@ class Tape:
         return seed
 
     def _refuse_unused(self, loss: Tensor, inputs: list[Tensor], unused: list[bool]) -> None:
-        missing = [f"{k} ({describe(t)})" for k, (t, is_unused) in enumerate(zip(inputs, unused, strict=True)) if is_unused]
+        missing = [f"{k} ({describe(t)})" for k, t in enumerate(inputs) if unused[k]]
         if missing:
             raise ArgumentError(
                 f"{describe(loss)} does not depend on input {', '.join(missing)}: leave it out, or pass "

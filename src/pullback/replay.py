@@ -190,13 +190,14 @@ def walk(
             cotangents[k] = cotangents[k] + value if k in cotangents else value
         while inputs and sighting.completed[inputs[0]] == number:
             take(inputs.pop(0))
-    for k in inputs:
-        take(k)
+    for k in sighting.order:  # those that no step further on computes or reads
+        if k not in found:
+            take(k)
     return {k: found[k] for k in sighting.order}
 
 
 def _pull(
-    history: History, step: Step, given: Sequence[int], operands: Sequence[int], cotangents: Sequence[Tensor], fuse: bool
+    history: History, step: Step, given: Sequence[int], operands: Sequence[int], cotangents: list[Tensor], fuse: bool
 ) -> tuple[Tensor, ...]:
     """The cotangents of a step's operands, of those of its results."""
     feed = _pull_program(history, step, given, operands, fuse)

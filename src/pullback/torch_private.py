@@ -75,8 +75,9 @@ FunctionBase: Any = _private("torch.autograd.function:_SingleLevelFunction")
 custom_operators: Any = _private("torch._library.custom_ops:OPDEFS")
 BackwardHookFunction: Any = _private("torch.nn.modules._functions:BackwardHookFunction")
 module_call_code: Any = torch.nn.Module._call_impl.__code__
-count_writes: Callable[[Tensor], int] = Tensor._version.__get__  # as `version`, for tensors that count at all
-base_of: Callable[[Tensor], Tensor | None] = Tensor._base.__get__
+_TENSOR: Any = Tensor
+count_writes: Callable[[Tensor], int] = _TENSOR._version.__get__  # as `version`, for tensors that count at all
+base_of: Callable[[Tensor], Tensor | None] = _TENSOR._base.__get__
 before_any_module: Callable[..., Any] = _private("torch.nn.modules.module:register_module_forward_pre_hook")
 after_any_module: Callable[..., Any] = _private("torch.nn.modules.module:register_module_forward_hook")
 # Where an instance of `nn.RNNBase` keeps the weights of its last call.
