@@ -25,7 +25,7 @@ SOURCE = ROOT / "src" / "pullback"
 # From the roof to the ground.  Those on one line do not know each other.
 LAYERS: dict[int, tuple[str, ...]] = {
     23: ("__init__", "cli"),
-    22: ("training",),
+    22: ("training", "evidence"),
     21: ("api",),
     20: ("explain", "recorder", "verification", "nonfinite", "elimination"),
     19: ("transform", "whole"),
@@ -66,7 +66,7 @@ LATE_IMPORTS = {
 }
 
 # Only what is the reference by definition may name a derivative of PyTorch's.
-MAY_NAME_AUTOGRAD = {"training.reference", "verification"}
+MAY_NAME_AUTOGRAD = {"training.reference", "verification", "evidence.reference"}
 TORCH_DERIVATIVES = re.compile(
     r"torch\.autograd\.(grad|backward|functional|forward_ad)\b"
     r"|torch\.func\.(grad|vjp|jvp|jacrev|jacfwd|hessian|grad_and_value|linearize)\b"

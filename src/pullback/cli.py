@@ -1,4 +1,8 @@
-"""The command line: `pullback train xor | cnn | rnn`, and `pullback demo`, which shows the whole way on XOR."""
+"""The command line.
+
+`pullback train xor | cnn | rnn`; `pullback demo`, which shows the whole way on XOR; `pullback ops`, which checks every
+operator.
+"""
 
 import os
 import time
@@ -12,9 +16,10 @@ try:
 except ModuleNotFoundError as missing:
     raise SystemExit(f"the command line needs {missing.name}: pip install 'pullback[cli]'") from None
 
+from .evidence.report import report_operators
 from .explain import trace
 from .training.commands import OutOption, train
-from .training.console import announce, errors_as_sentences, follow, report, say
+from .training.console import announce, errors_as_sentences, follow, progress_bar, report, say
 from .training.curves import prepare_directory
 from .training.engines import TraceEngine
 from .training.problems import Problem, xor
@@ -53,6 +58,25 @@ def demo(epochs: Annotated[int, typer.Option(help="Epochs of XOR.")] = 10_000, o
         say(f"The curves lie in {out / 'xor.png'} and {out / 'xor.csv'}.")
     if not difference <= ABSOLUTE_LIMIT_FLOAT64:
         raise typer.Exit(1)
+
+
+@app.command()
+def ops(
+    op: Annotated[
+        list[str] | None, typer.Option(help="Only this operator; a star at the end; may be repeated.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="Only float64, or only complex128.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many samples of each operator.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes.")] = 2,
+    write: Annotated[Path | None, typer.Option(help="File for the table, as a page of the documentation.")] = None,
+) -> None:
+    """Check every operator of PyTorch's database against torch.autograd.
+
+    All samples, double precision: VJP, JVP, second order.  Needs the extra "ops".  Exits with 1 if anything is wrong.
+    """
+    with errors_as_sentences(), progress_bar() as progress:
+        if report_operators(op or [], dtype, limit, jobs, write, say, progress.track):
+            raise typer.Exit(1)
 
 
 def compare_with_torch(problem: Problem, settings: Settings, ours: Run) -> float:

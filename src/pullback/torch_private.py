@@ -126,6 +126,14 @@ def fast_overload(op: str) -> Callable[..., Any]:
     return call
 
 
+def operator_database() -> Any:
+    """PyTorch's own operators with sample inputs; imported on demand, which takes seconds.
+
+    Raises ModuleNotFoundError if a package that it needs is not installed.
+    """
+    return importlib.import_module("torch.testing._internal.common_methods_invocations").op_db
+
+
 def schema(op: Any) -> Any:
     """What an operator takes and returns, what it writes into, and what shares memory with what."""
     return op._schema

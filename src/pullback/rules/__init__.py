@@ -19,6 +19,7 @@ from . import (
     pointwise,
     reduction,
     scattering,
+    special,
     views,
 )
 from .constant import NONDIFFERENTIABLE
@@ -41,7 +42,7 @@ from .kinds import (
     fused,
 )
 
-_OF_TENSORS = (pointwise, activation, contraction, views, indexing, scattering, reduction, distances)
+_OF_TENSORS = (pointwise, special, activation, contraction, views, indexing, scattering, reduction, distances)
 _OF_NETWORKS = (nn, attention, normalisation, losses)
 
 TABLES: Mapping[str, Mapping[str, Rule]] = {

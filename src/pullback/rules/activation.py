@@ -1,11 +1,13 @@
 """Activation functions: operators on each element by itself, most of them with a fused backward kernel."""
 
+from collections.abc import Sequence
 from math import pi, sqrt
 from typing import Any
 
-from ..expressions import Operand, where
+from ..expressions import Operand, Symbol, where
 from ..index import plain_axes
 from ..terms import Part, Term
+from .kernels import saved
 from .kinds import Domain, Function, Pointwise, Rule, Sample, T, fused
 
 Entry = Any  # a `Symbol`; a product of symbols and numbers may be a number, which no formula here needs to allow for
@@ -51,6 +53,22 @@ def _log_sigmoid(x: Entry, ys: Any) -> dict[int, tuple[Part, ...]]:
     derivative = x.sigmoid().neg() + 1 if y is None else -y.expm1()
     i = plain_axes(x.shape)
     return {0: (Term(1, (derivative[i],), i, i),)}
+
+
+def _randomised(
+    x: Symbol,
+    noise: Symbol,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    generator: Any = None,
+    *,
+    ys: Sequence[Symbol | None],
+) -> dict[int, tuple[Part, ...]]:
+    """The slope that was drawn, which the operator returns; without training, the middle of the range."""
+    slope = saved(ys, 1) if training else where(x > 0, (x > 0).to(x.dtype), (lower + upper) / 2)
+    i = plain_axes(x.shape)
+    return {0: (Term(1, (slope[i],), i, i),)}
 
 
 RULES: dict[str, Rule] = {
@@ -121,6 +139,9 @@ RULES: dict[str, Rule] = {
         _outside,
         samples=[*BOTH, Sample(X23, 0.2)],
         fused=lambda x, lambd=0.5, *, g: fused("aten.softshrink_backward.default", g, x, lambd),
+    ),
+    "aten.rrelu_with_noise_functional.default": Function(
+        (Sample(X23, X23, 0.1, 0.3, False),), body=_randomised, source="the slopes that are drawn are constants"
     ),
     "aten.log_sigmoid_forward.default": Function(BOTH, body=_log_sigmoid, source="1 − σ(x) = 1 − exp(log σ(x))"),
 }

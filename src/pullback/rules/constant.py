@@ -23,7 +23,11 @@ POSITIONS = (
     "searchsorted.Tensor searchsorted.Scalar bucketize.Tensor"
 )
 # Draws, which PyTorch calls constant in their probabilities.
-DRAWS = "bernoulli.default bernoulli.p"
+DRAWS = (
+    "bernoulli.default bernoulli.p bernoulli.Tensor normal.Tensor_float normal.float_Tensor normal.Tensor_Tensor "
+    "poisson.default binomial.default multinomial.default exponential.default uniform.default "
+    "normal_functional.default geometric.default cauchy.default log_normal.default random.default random.from random.to"
+)
 # Cut off on purpose.
 DETACHED = "detach.default"
 # Only the operand's shape and dtype are read.

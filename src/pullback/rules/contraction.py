@@ -28,9 +28,7 @@ def _added(form: str) -> Callable[..., Parts]:
     return body
 
 
-def _trilinear(
-    a: Symbol, b: Symbol, c: Symbol, *expanded: Sequence[int], unroll_dim: int = 1
-) -> Parts:
+def _trilinear(a: Symbol, b: Symbol, c: Symbol, *expanded: Sequence[int], unroll_dim: int = 1) -> Parts:
     """Three factors, each without the axes in its own list of `expanded`; those in the last list are summed."""
     *missing, summed = (tuple(dims) for dims in expanded[:4])
     letters = "abcdefghijklmnopqrstuvwxyz"[: a.rank + len(missing[0])]

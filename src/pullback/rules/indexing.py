@@ -7,6 +7,7 @@ a mask; where the same place is written twice, every writer gets the derivative,
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..errors import MissingRuleError
 from ..expressions import Symbol, broadcast
 from ..index import Axis, Index, Indices, Lookup, plain_axes
 from ..terms import Part, Scalar, Term
@@ -16,6 +17,7 @@ from .views import diagonal, one_of, sliced
 
 Parts = Mapping[int, Sequence[Part]]
 Image = tuple[Indices, Indices]
+MASKS = ("bool", "uint8")  # the dtypes of index tensors that are masks
 SELF, SOURCE = 0, 2  # numbers of the operands; operand 1 is the index
 X, CUBE, TALL = T(2, 3), T(2, 3, 4), T(5, 2)
 
@@ -110,6 +112,8 @@ def _written(x: Symbol, kept: Symbol | None, operand: int | None, image: Image, 
 
 
 def _put(x: Symbol, indices: Sequence[Symbol | None], values: Symbol, accumulate: bool = False, *_: Any) -> Parts:
+    if any(t is not None and t.dtype in MASKS for t in indices):
+        return _put_where(x, indices, values, accumulate)
     out, inp = _indexed(x, indices)
     kept = None
     if not accumulate:
@@ -117,6 +121,35 @@ def _put(x: Symbol, indices: Sequence[Symbol | None], values: Symbol, accumulate
         kept = tensor("index_put.default", *marked, shape=x.shape, dtype="bool")
     operand = 1 + sum(t is not None for t in indices)
     return _written(x, kept, operand, (inp, broadcast_axes(out, values.shape)))
+
+
+def _put_where(x: Symbol, indices: Sequence[Symbol | None], values: Symbol, accumulate: bool) -> Parts:
+    """The n-th place where a mask holds is given the n-th of the values, which lie along one axis in its place."""
+    given = [d for d, t in enumerate(indices) if t is not None]
+    mask = indices[given[0]]
+    if len(given) > 1 or mask is None:
+        raise MissingRuleError(
+            "x[…] = v with a Boolean mask beside another index tensor has no derivative rule: write positions instead "
+            f"of the mask, by torch.nonzero outside of the function (the index tensors are of shapes "
+            f"{', '.join(str(indices[d].shape) for d in given)})"
+        )
+    start, stop = given[0], given[0] + mask.rank
+    flat = tensor("reshape.default", mask, (mask.size,), shape=(mask.size,), dtype=mask.dtype).to("bool")
+    number = view(_numbers(flat), mask.shape)
+    i = plain_axes(x.shape)
+    out: Indices = (*i[:start], Lookup(number.value, i[start:stop]), *i[stop:])
+    inp: Indices = tuple(
+        Axis(0) if n == 1 else a for n, a in zip(values.shape, out[-values.rank or len(out) :], strict=True)
+    )
+    holds = view(flat, mask.shape)[i[start:stop]]
+    kept = () if accumulate else ((~view(flat, mask.shape))[i[start:stop]],)
+    written = (Term(1, (holds,), i, inp),) if values.size else ()
+    return {SELF: (Term(1, kept, i, i),), 2: written}
+
+
+def _numbers(mask: Symbol) -> Symbol:
+    """How many places before each hold, for the flattened mask."""
+    return (tensor("cumsum.default", mask.to("int64"), 0, shape=mask.shape, dtype="int64") - 1).clamp_min(0)
 
 
 def _scattered(x: Symbol, dim: int, index: Symbol, src: Any, *, reduce: str | None = None) -> Parts:
@@ -137,10 +170,11 @@ def _index_added(x: Symbol, dim: int, index: Symbol, source: Symbol, *, alpha: S
 
 def _untouched(x: Symbol, dim: int, index: Symbol) -> Symbol:
     """Which positions along an axis are not among those of an index tensor; broadcast along the others."""
-    size, rank = x.shape[axis(dim, x.rank)], max(x.rank, 1)
+    dim = axis(dim, x.rank)
+    size = x.shape[dim] if x.rank else 1
     marked = (truth(x, (size,), True), 0, index, False)
     mask = tensor("index_fill.int_Scalar", *marked, shape=(size,), dtype="bool")
-    return view(mask, tuple(size if d == axis(dim, x.rank) else 1 for d in range(rank)))
+    return view(mask, tuple(size if d == dim else 1 for d in range(x.rank)))
 
 
 def _index_copied(x: Symbol, dim: int, index: Symbol, source: Symbol) -> Parts:
@@ -170,8 +204,7 @@ def _mask_scattered(x: Symbol, mask: Symbol, source: Symbol, *, y: Symbol) -> Pa
     if mask.shape != y.shape:
         mask = tensor("expand.default", mask, y.shape, shape=y.shape, dtype="bool")
     flat = tensor("reshape.default", mask, (mask.size,), shape=(mask.size,), dtype="bool")
-    number = tensor("cumsum.default", flat.to("int64"), 0, shape=flat.shape, dtype="int64") - 1
-    i, inp = _taken(source, view(number.clamp_min(0), y.shape)) if source.size else (plain_axes(y.shape), ())
+    i, inp = _taken(source, view(_numbers(flat), y.shape)) if source.size else (plain_axes(y.shape), ())
     written = (Term(1, (mask[i],), i, inp),) if source.size else ()
     return {SELF: (Term(1, ((~mask)[i],), i, broadcast_axes(i, x.shape)),), SOURCE: written}
 
@@ -185,10 +218,15 @@ _PUT = (
     Sample(X, (I(4, bound=2),), T(4, 3), True),
     Sample(CUBE, (None, I(2, 1, bound=3), I(3, bound=4)), T(2, 2, 3), True),
 )
+_PUT_WHERE = (
+    *(Sample(X, (B(2, 3),), T(1), accumulate) for accumulate in (False, True)),
+    *(Sample(CUBE, (None, B(3, 4)), T(), accumulate) for accumulate in (False, True)),
+    Sample(X, (None, B(3)), T(2, 1)),
+)
 _PLACES = "a place that is written keeps nothing of what was there"
 
 WRITING: dict[str, Rule] = {
-    "aten.index_put.default": Function(_PUT, body=_put, source=_PLACES),
+    "aten.index_put.default": Function((*_PUT, *_PUT_WHERE), body=_put, source=_PLACES),
     "aten._unsafe_index_put.default": Function(_PUT, body=_put, source=_PLACES),
     "aten.put.default": Function(
         (Sample(X, I(1, bound=6), T(1)), Sample(X, I(4, bound=6), T(2, 2), True)), body=_put_flat, source=_PLACES
@@ -208,8 +246,14 @@ WRITING: dict[str, Rule] = {
     "aten.index_add.default": Function(
         (Sample(X, 0, I(4, bound=2), T(4, 3)), Sample(CUBE, -1, I(3, bound=4), T(2, 3, 3), alpha=2)), body=_index_added
     ),
-    "aten.index_copy.default": Function((Sample(X, 0, ONE, T(1, 3)),), body=_index_copied, source=_PLACES),
-    "aten.index_fill.int_Scalar": Function((Sample(X, 0, ONE, 1.5),), body=_index_filled, source=_PLACES),
+    "aten.index_copy.default": Function(
+        (Sample(X, 0, ONE, T(1, 3)), Sample(T(), 0, I(bound=1), T())),
+        body=_index_copied,
+        source=_PLACES,
+    ),
+    "aten.index_fill.int_Scalar": Function(
+        (Sample(X, 0, ONE, 1.5), Sample(T(), 0, I(1, bound=1), 1.5)), body=_index_filled, source=_PLACES
+    ),
     "aten.index_fill.int_Tensor": Function((Sample(X, 1, I(2, bound=3), T()),), body=_index_filled, source=_PLACES),
 }
 

@@ -8,13 +8,15 @@ of its results is a slot of the trilinear form ⟨g, w ∗ x⟩ left open, so th
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from ..errors import RuleError
 from ..expressions import Symbol
 from ..index import Index, Indices, Lookup, plain, plain_axes
-from ..terms import HOLE, Application, Kernel, Part, Term
+from ..terms import HOLE, Application, Factor, Kernel, Part, Term
+from .formulas import constant, positions, tensor, truth
 from .kernels import operation, pulled_by, saved
 from .kinds import Function, I, IndexMap, LinearMap, Rule, Sample, T
 
@@ -150,6 +152,12 @@ def _adaptive_max_pool(rank: int, *samples: Sample) -> Rule:
     return IndexMap(map=_chosen(rank), pull=pulled_by(pull), samples=samples)
 
 
+def _put_back(g: Symbol, x: Symbol, *geometry: Any) -> tuple[Indices, Indices]:
+    """The transpose: every entry goes to where the maximum came from; the last argument is its number."""
+    out, inp = _chosen(2)(x, ys=(None, geometry[-1]))
+    return inp, out
+
+
 MAXIMA: dict[str, Rule] = {
     "aten.max_pool2d_with_indices.default": _max_pool(
         2,
@@ -162,6 +170,17 @@ MAXIMA: dict[str, Rule] = {
     ),
     "aten.adaptive_max_pool2d.default": _adaptive_max_pool(
         2, Sample(T(2, 2, 5, 4), (3, 2)), Sample(T(2, 3, 3), (1, 1))
+    ),
+    **{
+        f"aten.fractional_max_pool{rank}d.default": IndexMap(map=_chosen(rank), samples=samples)
+        for rank, samples in (
+            (2, (Sample(T(2, 2, 5, 4), (2, 2), (3, 2), T(2, 2, 2, domain=(0.1, 0.9))),)),
+            (3, (Sample(T(1, 2, 4, 4, 3), (2, 2, 1), (2, 3, 2), T(1, 2, 3, domain=(0.1, 0.9))),)),
+        )
+    },
+    "aten.max_pool2d_with_indices_backward.default": IndexMap(
+        map=_put_back,
+        samples=(Sample(T(1, 2, 2), T(1, 4, 5), (2, 2), (2, 2), (0, 0), (1, 1), False, I(1, 2, 2, bound=20)),),
     ),
     "aten.adaptive_max_pool3d.default": _adaptive_max_pool(3, Sample(T(1, 2, 3, 4, 3), (2, 3, 1))),
 }
@@ -280,6 +299,13 @@ PAIRS: dict[str, Rule] = {
     **_resampling(
         "upsample_bicubic2d", Sample(T(1, 1, 3, 2), (5, 4), True), Sample(T(1, 1, 5, 4), (5, 4), (1, 1, 3, 2), False)
     ),
+    **{
+        op: rule
+        for name in ("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
+        for op, rule in _resampling(
+            name, Sample(T(1, 2, 5, 6), (3, 4), False), Sample(T(1, 2, 3, 4), (3, 4), (1, 2, 5, 6), True)
+        ).items()
+    },
     **_padding("reflection_pad1d", Sample(T(2, 2, 4), (2, 1)), Sample(T(2, 2, 7), T(2, 2, 4), (2, 1))),
     **_padding("reflection_pad2d", Sample(T(1, 3, 4), (2, 1, 1, 0)), Sample(T(1, 4, 7), T(1, 3, 4), (2, 1, 1, 0))),
     **_padding("replication_pad1d", Sample(T(2, 2, 4), (2, 1)), Sample(T(2, 2, 7), T(2, 2, 4), (2, 1))),
@@ -334,7 +360,98 @@ def _refuse_frequencies(by_frequency: bool) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _Bags:
+    """Which elements belong to which bag.
+
+    n, column: labels of the elements and of the columns of the weight.
+    bag: for each element the number of its bag.
+    counted: 1 for each element that is not the padding; None if there is no padding.
+    """
+
+    n: Index
+    column: Index
+    bag: Symbol
+    counted: Symbol | None
+
+    def sizes(self, number: int, dtype: str) -> Symbol:
+        """How many elements are counted in each bag; 1 for an empty one."""
+        ones = truth(self.bag, self.bag.shape, True) if self.counted is None else self.counted
+        zeros = constant(self.bag, "full.default", (number,), 0, shape=(number,), dtype="int64")
+        total = tensor("scatter_add.default", zeros, 0, self.bag, ones.to("int64"), shape=(number,), dtype="int64")
+        return total.clamp_min(1).to(dtype)
+
+
+def _bags(weight: Symbol, indices: Symbol, offsets: Symbol, padding_idx: int) -> _Bags:
+    numbers = positions(weight, indices.size)
+    shape = {"shape": indices.shape, "dtype": "int64"}
+    behind = tensor("searchsorted.Tensor", offsets.to("int64"), numbers, right=True, **shape)
+    counted = indices.ne(padding_idx) if padding_idx >= 0 else None
+    return _Bags(plain(indices.size), plain(weight.shape[1]), behind - 1, counted)
+
+
+def _embedding_bag_body(
+    weight: Symbol,
+    indices: Symbol,
+    offsets: Symbol,
+    by_frequency: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    scales: Symbol | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int = -1,
+    *,
+    ys: Outputs,
+) -> Mapping[int, tuple[Part, ...]]:
+    """Mode 0 sums the rows of a bag, weighted by `scales`; 1 takes their mean, 2 the largest entry of each column."""
+    _refuse_frequencies(by_frequency)
+    if not indices.size:
+        return {}
+    bags = _bags(weight, indices, offsets, padding_idx)
+    n, column = bags.n, bags.column
+    y = saved(ys, 0)
+    if mode == 2:
+        return {0: (_largest_of_bag(weight, bags, saved(ys, 3), y),)}
+    out, row = (Lookup(bags.bag.value, (n,)), column), Lookup(indices.value, (n,))
+    shared = [] if bags.counted is None else [bags.counted[n]]
+    if mode == 1:
+        sizes = bags.sizes(y.shape[0], weight.dtype)
+        inverse = tensor(
+            "index_select.default", sizes.reciprocal(), 0, bags.bag, shape=indices.shape, dtype=weight.dtype
+        )
+        shared.append(inverse[n])
+    own = [] if scales is None else [scales[n]]
+    table = {0: (Term(1, (*shared, *own), out, (row, column)),)}
+    if scales is not None:
+        table[3] = (Term(1, (*shared, Factor(weight.value, (row, column))), out, (n,)),)
+    return table
+
+
+def _largest_of_bag(weight: Symbol, bags: _Bags, chosen: Symbol, y: Symbol) -> Term:
+    """Each entry comes from one row; that of an empty bag from none."""
+    b, column = plain_axes(y.shape)
+    zeros = constant(weight, "full.default", (y.shape[0],), 0, shape=(y.shape[0],), dtype="int64")
+    ones = truth(weight, bags.bag.shape, True) if bags.counted is None else bags.counted
+    args = (zeros, 0, bags.bag, ones.to("int64"))
+    filled = tensor("scatter_add.default", *args, shape=zeros.shape, dtype="int64") > 0
+    row = Lookup(chosen.clamp_min(0).value, (b, column))
+    return Term(1, (filled[b],), (b, column), (row, column))
+
+
+OFFSETS = I(2, bound=1)  # an empty bag, and one with everything
+_BAGGED = (
+    *(Sample(T(5, 3), I(4, bound=5), OFFSETS, False, mode) for mode in (0, 1, 2)),
+    *(Sample(T(5, 3), I(4, bound=5), OFFSETS, False, mode, False, None, False, 1) for mode in (0, 1, 2)),
+    Sample(T(5, 3), I(4, bound=5), OFFSETS, False, 0, False, T(4)),
+)
+
 LOOKUPS: dict[str, Rule] = {
+    **{
+        f"aten.{op}.default": Function(
+            body=_embedding_bag_body, samples=_BAGGED, source="a bag is a group of rows; the padding row is left out"
+        )
+        for op in ("_embedding_bag", "_embedding_bag_forward_only")
+    },
     "aten.native_dropout.default": Function(
         body=_dropout_body,
         pull=pulled_by(_pull_dropout),

@@ -376,6 +376,12 @@ NORMS: dict[str, Rule] = {
         ),
         source="the formula at the head of this file",
     ),
+    "aten._batch_norm_with_update_functional.default": Function(
+        body=lambda x, w, b, mean, variance, momentum, eps, *, ys: _trained_batch_norm(x, w, b, ys),
+        differentiable=(0, 1, 2),
+        samples=(Sample(T(4, 3), T(3), T(3), *_BUFFERS, 0.1, 1e-5),),
+        source="the formula at the head of this file",
+    ),
     "aten._native_batch_norm_legit.no_stats": Function(
         body=lambda x, w, b, training, momentum, eps, *, ys: _trained_batch_norm(x, w, b, ys),
         pull=pulled_by(_pull_without_buffers, slots=(0, 1, 2)),

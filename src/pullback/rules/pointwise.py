@@ -233,6 +233,9 @@ ARITHMETIC: dict[str, Rule] = {
         samples=[Sample(X23, 1.5)],
     ),
     "aten.copysign.Tensor": Pointwise(lambda x, other, y: x.sgn() * y.sgn(), None, samples=PAIRS),
+    "aten.ldexp.Tensor": Pointwise(lambda x, other: other.to(x.dtype).exp2(), lambda y: y * LN2, samples=[*PAIRS]),
+    "aten.frexp.Tensor": Pointwise(lambda x, ys: ys[1].neg().to(x.dtype).exp2(), domain=POSITIVE),
+    "aten.nextafter.default": Pointwise(lambda x, other: x.ne(other), None, samples=PAIRS),
     "aten.copysign.Scalar": Pointwise(lambda x, other, y: x.sgn() * y.sgn(), samples=[Sample(X23, -2.0)]),
 }
 

@@ -330,7 +330,25 @@ TRANSPOSES: dict[str, Rule] = {
     "aten.diag_embed.default": IndexMap((Sample(T(3)), Sample(X, 1), Sample(X, -1, 0, 2)), map=_embedded),
 }
 
-RULES: dict[str, Rule] = {**SHAPES, **PARTS, **TRANSPOSES}
+# ---------------------------------------------------------------- copies
+
+COPIES: dict[str, Rule] = {
+    f"aten.{op.replace('.', '_copy.', 1)}": {**SHAPES, **PARTS}[f"aten.{op}"]
+    for op in (
+        *("view.default", "permute.default", "transpose.int", "t.default", "expand.default", "unsqueeze.default"),
+        *("squeeze.default", "squeeze.dim", "squeeze.dims", "slice.Tensor", "select.int", "split_with_sizes.default"),
+        *("split.Tensor", "unbind.int", "diagonal.default", "unfold.default"),
+    )
+}
+
+
+def _narrowed(x: Symbol, dim: int, start: int, length: int) -> Image:
+    return sliced(x, dim, start, start + length if start >= 0 or start + length else None)
+
+
+COPIES["aten.narrow_copy.default"] = IndexMap((Sample(X, 1, 1, 2), Sample(CUBE, -1, 0, 2)), map=_narrowed)
+
+RULES: dict[str, Rule] = {**SHAPES, **PARTS, **TRANSPOSES, **COPIES}
 
 __all__ = [
     "PARTS",

@@ -1,0 +1,204 @@
+"""One operator of the database under our transforms, sample by sample, beside PyTorch's derivatives."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from ..api import hvp, jvp, vjp
+from ..errors import GraphError, PullbackError, RuleError
+from ..torch_private import tree_leaves
+from . import reference
+from .database import SEED, Example, examples
+from .reference import Expected, Tensors
+
+DERIVATIVES = ("VJP", "JVP", "second order")
+TOLERANCE = 1e-8  # |a − b| ≤ tolerance · (1 + |b|)
+DIFFERENCES = 1e-4  # the same, for difference quotients
+
+# Where PyTorch's number is good to fewer digits; at most 15 rows, each with its reason.
+LOOSER: dict[str, tuple[float, str]] = {
+    "cov": (1e-5, "some of its samples have weights in single precision"),
+    "corrcoef": (1e-5, "made of `cov`"),
+    "logcumsumexp": (1e-4, "PyTorch's forward mode loses digits where entries differ by 10,000"),
+}
+
+# Where PyTorch's number is not the derivative: wherever ours differs, difference quotients decide.
+DISPUTED: dict[str, str] = {}
+
+
+class Status(IntEnum):
+    """How a comparison ended, the best first."""
+
+    PASSED = 0
+    UNSUPPORTED = 1  # by PyTorch: there is nothing to compare with
+    REFUSED = 2
+    FAILED = 3
+    WRONG = 4
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One derivative of one sample, or of many: the worst that happened, and what was said about it."""
+
+    status: Status
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operator in one dtype: how many samples there were, and how each derivative fared on the worst of them.
+
+    counts: for each derivative, on how many samples it fared that way.
+    """
+
+    name: str
+    dtype: str
+    samples: int
+    outcomes: tuple[Outcome, ...]
+    counts: tuple[int, ...]
+
+
+def examine(name: str, dtype: torch.dtype, limit: int | None = None) -> Row:
+    """Compare all derivatives of an operator on all samples, or on the first `limit`."""
+    compared: list[tuple[Outcome, ...]] = []
+    confirmed: bool | None = None  # by differences: unknown until a sample has passed
+    tolerance = LOOSER.get(name, (TOLERANCE, ""))[0]
+    for example in examples(name, dtype, limit):
+        theirs = reference.expected(example)
+        outcomes = compare(example, theirs, tolerance, disputed=name in DISPUTED)
+        if not confirmed and outcomes[1].status == Status.PASSED and is_double(theirs):
+            confirmed = bool(confirmed) | agrees_with_differences(example, theirs)
+        compared.append(outcomes)
+    worst, counts = zip(*map(worst_of, zip(*compared, strict=True)), strict=True)
+    if confirmed is False and worst[1].status == Status.PASSED:
+        lone = Outcome(Status.WRONG, "no sample agrees with its difference quotient")
+        worst = (worst[0], lone, *worst[2:])
+    return Row(name, str(dtype).removeprefix("torch."), len(compared), worst, counts)
+
+
+def worst_of(outcomes: Sequence[Outcome]) -> tuple[Outcome, int]:
+    """The worst outcome, and how often it occurred."""
+    worst = max(outcomes, key=lambda outcome: outcome.status)
+    return worst, sum(outcome.status == worst.status for outcome in outcomes)
+
+
+def is_double(theirs: Expected) -> bool:
+    """Whether there is a result, and all results have digits enough for difference quotients."""
+    return any(y.numel() for y in theirs.values) and all(y.real.dtype == torch.float64 for y in theirs.values)
+
+
+def agrees_with_differences(example: Example, theirs: Expected) -> bool:
+    """Whether our tangents are difference quotients; false at a kink, of which every operator has some sample away."""
+    return judged(push(example, theirs), reference.quotients(example, theirs), DIFFERENCES).status == Status.PASSED
+
+
+def compare(example: Example, theirs: Expected, tolerance: float, disputed: bool = False) -> tuple[Outcome, ...]:
+    """The outcome of each of `DERIVATIVES` on one sample."""
+    if not theirs.values:
+        return (Outcome(Status.PASSED),) * len(DERIVATIVES)
+    pulled = outcome(lambda: pull(example, theirs), (*theirs.values, *theirs.pulled), tolerance)
+    if theirs.pushed is None:
+        pushed = outcome(lambda: push(example, theirs), reference.quotients(example, theirs), DIFFERENCES)
+    else:
+        pushed = outcome(lambda: push(example, theirs), theirs.pushed, tolerance)
+    twice = outcome(lambda: bend(example, theirs), theirs.twice, tolerance)
+    return settle(example, theirs, (pulled, pushed, twice)) if disputed else (pulled, pushed, twice)
+
+
+def settle(example: Example, theirs: Expected, outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
+    """Let difference quotients decide wherever we differ from PyTorch."""
+    slopes, curvature = reference.quotients(example, theirs), lambda: reference.second_quotients(example, theirs)
+    ours: tuple[Callable[[], Outcome], ...] = (
+        lambda: outcome(lambda: [weight(pull_only(example, theirs), theirs)], (weigh(slopes, theirs),), DIFFERENCES),
+        lambda: outcome(lambda: push(example, theirs), slopes, DIFFERENCES),
+        lambda: outcome(lambda: bend(example, theirs), curvature(), DIFFERENCES),
+    )
+    return tuple(o if o.status != Status.WRONG else again() for o, again in zip(outcomes, ours, strict=True))
+
+
+def weigh(tangents: Sequence[Tensor], theirs: Expected) -> Tensor:
+    """⟨cotangents, tangents of the results⟩."""
+    return inner(theirs.directions.cotangents, tangents)
+
+
+def weight(pulled: Sequence[Tensor], theirs: Expected) -> Tensor:
+    """⟨cotangents of the primals, tangents⟩; the same number, seen from the other side."""
+    return inner(pulled, theirs.directions.tangents)
+
+
+def inner(these: Sequence[Tensor], those: Sequence[Tensor]) -> Tensor:
+    """The real inner product of two lists of tensors."""
+    pairs = zip(these, those, strict=True)
+    products = [((a.conj() * b).real if a.is_complex() or b.is_complex() else a * b).sum() for a, b in pairs]
+    return sum(products[1:], products[0])
+
+
+def pull(example: Example, theirs: Expected) -> Tensors:
+    """Our values, and our cotangents of the primals."""
+    torch.manual_seed(SEED)
+    values, pull_back = vjp(example.function, *example.primals)
+    return (*values, *pull_back(theirs.directions.cotangents))
+
+
+def pull_only(example: Example, theirs: Expected) -> Tensors:
+    """Our cotangents of the primals."""
+    return pull(example, theirs)[-len(example.primals) :]
+
+
+def push(example: Example, theirs: Expected) -> Tensors:
+    """Our tangents of the results."""
+    torch.manual_seed(SEED)
+    _, tangents = jvp(example.function, example.primals, theirs.directions.tangents)
+    return tuple(tangents)
+
+
+def bend(example: Example, theirs: Expected) -> Tensors:
+    """The Hessian of ⟨cotangents, results⟩ along our tangents."""
+
+    def weighted(*primals: Tensor) -> Tensor:
+        return inner(theirs.directions.cotangents, example.function(*primals))
+
+    torch.manual_seed(SEED)
+    _, product = hvp(weighted, example.primals, theirs.directions.tangents)
+    return tuple(tree_leaves(product))
+
+
+def outcome(ours: Callable[[], Sequence[Tensor]], theirs: Tensors | None, tolerance: float) -> Outcome:
+    """Compute and compare; what is refused by name is told apart from what breaks."""
+    if theirs is None:
+        return Outcome(Status.UNSUPPORTED)
+    try:
+        computed = ours()
+    except (GraphError, RuleError) as error:
+        return Outcome(Status.FAILED, reason_of(error))
+    except PullbackError as error:
+        return Outcome(Status.REFUSED, reason_of(error))
+    except Exception as error:  # reported as such, in the table
+        return Outcome(Status.FAILED, reason_of(error))
+    return judged(computed, theirs, tolerance)
+
+
+def reason_of(error: Exception) -> str:
+    """An error in few words, without the places in this package that it names."""
+    missing = re.findall(r"^  (\S+) on ", str(error), re.MULTILINE)
+    if missing:
+        return "no rule for " + ", ".join(sorted(set(missing)))
+    first = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: " + re.sub(r" \([^()]*/[^()]*:\d+.*?\)|: \S+/\S+\.py:\d+.*", "", first)
+
+
+def judged(ours: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float) -> Outcome:
+    """Whether every number agrees; a NaN agrees with a NaN, an infinity with the same infinity."""
+    for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return Outcome(Status.WRONG, f"result {k} is {a.dtype} {tuple(a.shape)}, not {b.dtype} {tuple(b.shape)}")
+        same = (a == b) | (a.isnan() & b.isnan())
+        far = ~same & ~((a - b).abs() <= tolerance * (1 + b.abs()))
+        if far.any():
+            first = tuple(far.nonzero()[0].tolist())
+            return Outcome(Status.WRONG, f"result {k} at {first} is {a[first].item():.9g}, not {b[first].item():.9g}")
+    return Outcome(Status.PASSED)

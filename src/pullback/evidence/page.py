@@ -1,0 +1,93 @@
+"""The page of the documentation that says how every operator fared."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from .comparison import DERIVATIVES, DIFFERENCES, DISPUTED, LOOSER, TOLERANCE, Row, Status
+
+MARKS = {
+    Status.PASSED: "pass",
+    Status.UNSUPPORTED: "—",
+    Status.REFUSED: "refused",
+    Status.FAILED: "error",
+    Status.WRONG: "wrong",
+}
+
+HEAD = """# Every operator of PyTorch's database
+
+Written by `pullback ops --write docs/operators.md`; not edited by hand.
+
+Every differentiable operator of PyTorch's own test database that a CPU can run, on all of its samples, all
+differentiable inputs at once: our values and our derivatives along random directions, captured by tracing, beside those
+of `torch.autograd` (forward mode where PyTorch has it, else the derivative of its backward), and one sample of each
+beside central differences. Second order is the derivative of the gradient of ⟨u, f(x)⟩ along a direction. An operator
+passes if every sample does; one refusal counts as a refusal of the operator. Numbers agree if
+|a − b| ≤ {tolerance:g} · (1 + |b|), for difference quotients {differences:g}; a dash stands where PyTorch itself has no
+derivative to compare with.
+"""
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The whole page, of the rows of a sweep over all samples."""
+    ordered = sorted(rows, key=lambda row: (row.name, row.dtype != "float64"))
+    parts = (HEAD.format(tolerance=TOLERANCE, differences=DIFFERENCES), *summaries(ordered), exceptions())
+    return "\n".join((*parts, reasons(ordered), table(ordered)))
+
+
+def summaries(rows: Sequence[Row]) -> list[str]:
+    """For each dtype how many operators passed, and how many did not."""
+    return [summary([row for row in rows if row.dtype == dtype], dtype) for dtype in ("float64", "complex128")]
+
+
+def summary(rows: Sequence[Row], dtype: str) -> str:
+    """The figures of one dtype."""
+    samples = sum(row.samples for row in rows)
+    lines = [f"## {dtype}: {len(rows)} operators, {samples:,} samples\n"]
+    lines += ["| | " + " | ".join(MARKS.values()) + " |", "|---" * (len(MARKS) + 1) + "|"]
+    for k, derivative in enumerate(DERIVATIVES):
+        counts = [sum(row.outcomes[k].status == status for row in rows) for status in MARKS]
+        lines.append(f"| {derivative} | " + " | ".join(map(str, counts)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def exceptions() -> str:
+    """Looser tolerances, and where we hold PyTorch to be wrong."""
+    lines = ["## Looser tolerances\n", "| operator | tolerance | reason |", "|---|---|---|"]
+    lines += [f"| {name} | {tolerance:g} | {reason} |" for name, (tolerance, reason) in LOOSER.items()]
+    lines += ["\n## Where difference quotients side with us against PyTorch\n", "| operator | what PyTorch does |"]
+    lines += ["|---|---|", *(f"| {name} | {reason} |" for name, reason in DISPUTED.items())]
+    return "\n".join(lines) + "\n"
+
+
+def reasons(rows: Sequence[Row]) -> str:
+    """What was said about everything that did not pass, and of which operators."""
+    said: dict[tuple[Status, str], set[str]] = defaultdict(set)
+    for row in rows:
+        for outcome in row.outcomes:
+            if outcome.status > Status.UNSUPPORTED:
+                said[outcome.status, outcome.reason.replace("|", "\\|")].add(row.name)
+    lines = ["## Reasons\n", "| | reason | operators |", "|---|---|---|"]
+    for (status, reason), names in sorted(said.items(), key=lambda item: (-item[0][0], -len(item[1]), item[0][1])):
+        lines.append(f"| {MARKS[status]} | {reason} | {', '.join(sorted(names))} |")
+    return "\n".join(lines) + "\n"
+
+
+def table(rows: Sequence[Row]) -> str:
+    """One line an operator and dtype."""
+    lines = ["## Operators\n", "| operator | dtype | samples | " + " | ".join(DERIVATIVES) + " |"]
+    return "\n".join([*lines, "|---" * (len(DERIVATIVES) + 3) + "|", *map(line, rows)]) + "\n"
+
+
+def line(row: Row) -> str:
+    """A row of the table; where not all samples fared as the worst did, with the number of those."""
+    cells = [
+        MARKS[o.status] + (f" ({n} of {row.samples})" if o.status > Status.UNSUPPORTED and n < row.samples else "")
+        for o, n in zip(row.outcomes, row.counts, strict=True)
+    ]
+    return f"| {row.name} | {row.dtype} | {row.samples} | " + " | ".join(cells) + " |"
+
+
+def write(rows: Sequence[Row], path: Path) -> None:
+    """Write the page."""
+    path.write_text(page(rows), encoding="utf-8")
