@@ -41,7 +41,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     9: ("capture",),
     8: ("detachment", "effects", "user_functions", "control_flow"),
     7: ("recording", "structure", "history", "leaves"),
-    6: ("provenance", "composites", "nested", "tapes"),
+    6: ("provenance", "composites", "decompositions", "nested", "tapes"),
     5: ("torch_private", "dtypes", "library", "geometry"),
     4: ("expressions",),
     3: ("terms",),

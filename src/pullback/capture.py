@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from . import torch_private as private
 from .composites import weight_lists_kept
 from .control_flow import control_flow_uncompiled, record_region
+from .decompositions import DECOMPOSITIONS
 from .detachment import private_detachments, refuse_writes
 from .effects import Effects, check_writes, effects, no_optimiser
 from .errors import ArgumentError
@@ -213,8 +214,8 @@ def decompositions(keep: frozenset[str]) -> Mapping[Any, Callable[..., Any]]:
     aten = torch.ops.aten
     without = {DETACH, aten.lift_fresh.default, aten.lift_fresh_copy.default}
     without.add(aten.bernoulli.default)  # taken apart, it would draw other numbers than eager
-    table = private.core_decompositions().items()
-    return {op: body for op, body in table if op not in without and str(op) not in keep}
+    table = {**private.core_decompositions(), **DECOMPOSITIONS}
+    return {op: body for op, body in table.items() if op not in without and str(op) not in keep}
 
 
 def _functional(

@@ -7,6 +7,8 @@ place would be lost; and when PyTorch 2.13 takes a recurrent network apart, it l
 Its module keeps a list of the weights that it saw last, which a capture must not leave full of fake ones.
 """
 
+import itertools
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,6 +114,53 @@ def weight_lists_kept() -> Iterator[None]:
             module.__dict__.update(lists)
 
 
+def combinations(input: Tensor, r: int = 2, with_replacement: bool = False) -> Tensor:
+    """As `torch.combinations`, which selects by a mask of which only the number of elements is read."""
+    if input.dim() != 1 or r < 0:
+        return torch.combinations(input, r, with_replacement)
+    choose = itertools.combinations_with_replacement if with_replacement else itertools.combinations
+    chosen = list(choose(range(input.shape[0]), r))
+    index = torch.tensor(chosen, dtype=torch.int64, device=input.device).reshape(len(chosen), r)
+    return input[index] if r else input.new_empty(0)
+
+
+def narrow(input: Tensor, dim: int, start: Any, length: int) -> Tensor:
+    """As `torch.narrow`; from a start that is a tensor, by positions instead of a view."""
+    if not isinstance(start, Tensor):
+        return torch.narrow(input, dim, start, length)
+    size = input.shape[dim]
+    positions = torch.where(start < 0, start + size, start) + torch.arange(length, device=input.device)
+    return input.index_select(dim, positions.to(torch.int64))
+
+
+def gaussian_nll_loss(
+    input: Tensor,
+    target: Tensor,
+    var: Any,
+    full: bool = False,
+    eps: float = 1e-6,
+    reduction: str = "mean",
+) -> Tensor:
+    """As `torch.nn.functional.gaussian_nll_loss`, without its look at the signs of the variances."""
+    if not isinstance(var, Tensor) or reduction not in ("none", "mean", "sum"):
+        return functional.gaussian_nll_loss(input, target, var, full, eps, reduction)
+    if var.shape != input.shape and var.shape == input.shape[:-1]:
+        var = var.unsqueeze(-1)
+    elif var.shape != input.shape:
+        different = [n for n, m in zip(var.shape, input.shape, strict=False) if n != m]
+        if var.dim() != input.dim() or different != [1]:
+            raise ValueError("var is of incorrect size")
+    bounded = var + (var.clamp_min(eps) - var).detach()
+    loss = 0.5 * (bounded.log() + (input - target) ** 2 / bounded)
+    loss = loss + 0.5 * math.log(2 * math.pi) if full else loss
+    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
+
+
+def linear_cross_entropy(*args: Any, options: Any = None, **kwargs: Any) -> Tensor:
+    """As `torch.nn.functional.linear_cross_entropy`, in one piece: its chunks compute derivatives of their own."""
+    return functional.linear_cross_entropy(*args, **kwargs)
+
+
 COMPOSITES: dict[Any, Callable[..., Any]] = {
     torch.cosine_similarity: cosine_similarity,
     torch.cov: cov,
@@ -121,4 +170,9 @@ COMPOSITES: dict[Any, Callable[..., Any]] = {
     torch.dropout: torch_dropout,
     **{function: recurrent(function) for function in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)},
     torch.Tensor.corrcoef: corrcoef,
+    torch.combinations: combinations,
+    torch.narrow: narrow,
+    torch.Tensor.narrow: narrow,
+    functional.gaussian_nll_loss: gaussian_nll_loss,
+    functional.linear_cross_entropy: linear_cross_entropy,
 }

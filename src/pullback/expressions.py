@@ -132,6 +132,7 @@ def broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 # ---------------------------------------------------------------- building
 
+
 class Builder:
     """Collects nodes; an expression that was built before is returned, not built again."""
 

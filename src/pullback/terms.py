@@ -223,11 +223,21 @@ def _compose_parts(a: Part, b: Part, left: Jac, right: Jac, realiser: Realiser) 
     try:
         return compose_terms(a, b, left.in_shape)
     except Unresolvable:
-        dense = realiser.dense_input(a, left.in_shape, left.in_dtype)
+        columns_are_fewer = _count(b.inp) < _count(a.out)  # write out the smaller one: a tangent, or a cotangent
+    if columns_are_fewer:
+        b = realiser.dense_output(b, right.out_shape, right.out_dtype)
+    else:
+        a = realiser.dense_input(a, left.in_shape, left.in_dtype)
     try:
-        return compose_terms(dense, b, left.in_shape)
-    except Unresolvable:  # a factor of `dense` is read at 2i + j, where b looks i up
-        return compose_terms(dense, realiser.dense_output(b, right.out_shape, right.out_dtype), left.in_shape)
+        return compose_terms(a, b, left.in_shape)
+    except Unresolvable:  # a factor of the dense one is read at 2i + j, where the other looks i up
+        a = realiser.dense_input(a, left.in_shape, left.in_dtype)
+        return compose_terms(a, realiser.dense_output(b, right.out_shape, right.out_dtype), left.in_shape)
+
+
+def _count(axes: Indices) -> int:
+    """How many settings the labels of one side of a term have."""
+    return prod(label.size for label in set(labels_of(axes)))
 
 
 def compose_terms(a: Term, b: Term, shape: tuple[int, ...]) -> Term | None:
