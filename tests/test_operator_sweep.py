@@ -10,7 +10,14 @@ from pullback.evidence import comparison, database, reference
 from pullback.evidence.comparison import DISPUTED, LOOSER, Row, Status, examine, judged
 from pullback.evidence.page import line
 from pullback.rules import RULES, Pointwise
+from pullback.signature import CACHE
 from support import reference as through_the_gate
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_compiled_yet() -> None:
+    """A program that was compiled by other rules would be found again: nobody else changes rules."""
+    CACHE.clear()
 
 
 @pytest.fixture(autouse=True)
