@@ -25,7 +25,7 @@ SOURCE = ROOT / "src" / "pullback"
 # From the roof to the ground.  Those on one line do not know each other.
 LAYERS: dict[int, tuple[str, ...]] = {
     23: ("__init__", "cli"),
-    22: ("training", "evidence"),
+    22: ("training", "evidence", "batches"),
     21: ("api",),
     20: ("explain", "recorder", "verification", "nonfinite", "elimination"),
     19: ("transform", "whole"),

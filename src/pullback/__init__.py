@@ -9,10 +9,12 @@ from .collection import collection_paused
 
 with collection_paused():
     from .api import compile, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
+    from .batches import batch_hessian, batch_jacobian
     from .compiled import CompiledFunction, load
     from .elimination import EliminationPlan, eliminate
     from .errors import (
         ArgumentError,
+        BatchError,
         CaptureError,
         GraphError,
         MissingRuleError,
@@ -37,6 +39,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",
+    "BatchError",
     "CaptureError",
     "CompiledFunction",
     "Edge",
@@ -64,6 +67,8 @@ __all__ = [
     "Value",
     "VerificationError",
     "__version__",
+    "batch_hessian",
+    "batch_jacobian",
     "compile",
     "eliminate",
     "first_nonfinite",

@@ -50,7 +50,7 @@ def grad(
     >>> pullback.grad(lambda x: (x * x).sum())(torch.tensor([1.0, 2.0]))
     tensor([2., 4.])
     """
-    return Transform(f, Gradient(_argnums(argnums), has_aux, _order(order), False), backend)
+    return Transform(f, Gradient(normal_argnums(argnums), has_aux, normal_order(order), False), backend)
 
 
 def value_and_grad(
@@ -72,7 +72,7 @@ def value_and_grad(
     >>> pullback.value_and_grad(lambda x: (x * x).sum())(torch.tensor([1.0, 2.0]))
     (tensor(5.), tensor([2., 4.]))
     """
-    return Transform(f, Gradient(_argnums(argnums), has_aux, _order(order), True), backend)
+    return Transform(f, Gradient(normal_argnums(argnums), has_aux, normal_order(order), True), backend)
 
 
 def jacobian(
@@ -107,7 +107,7 @@ def jacobian(
             [0., 1.]])
     """
     _check_chunk(chunk_size)
-    return Transform(f, Jacobian(_argnums(argnums), has_aux, _order(order), chunk_size), backend)
+    return Transform(f, Jacobian(normal_argnums(argnums), has_aux, normal_order(order), chunk_size), backend)
 
 
 def hessian(
@@ -238,7 +238,8 @@ def hvp(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ..
 # ---------------------------------------------------------------- checks
 
 
-def _argnums(argnums: Any) -> Argnums:
+def normal_argnums(argnums: Any) -> Argnums:
+    """Positions of arguments as they were given, lists as tuples.  Raises ArgumentError for anything else."""
     if isinstance(argnums, int) and not isinstance(argnums, bool):
         return argnums
     if isinstance(argnums, (tuple, list)) and argnums and all(type(k) is int for k in argnums):
@@ -246,7 +247,8 @@ def _argnums(argnums: Any) -> Argnums:
     raise ArgumentError(f"argnums={argnums!r}: it must be a position or a non-empty tuple of positions")
 
 
-def _order(order: Any) -> OrderName:
+def normal_order(order: Any) -> OrderName:
+    """An order's name, or the names of its vertices.  Raises ArgumentError for anything else."""
     if isinstance(order, str):
         return order
     try:

@@ -10,7 +10,7 @@ emit          generated Python
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .cost import multiplications
@@ -27,7 +27,8 @@ from .index import Axis, plain_axes
 from .passes.accumulation import accumulate
 from .passes.local_jacobians import Request, linearise
 from .passes.order import choose_order, count_paths
-from .stages import LinearGraph, Order, Plan
+from .passes.samples import check_samples_apart
+from .stages import Batch, LinearGraph, Order, Plan
 from .terms import Factor, Jac, Term, identity
 
 OrderName = str | Sequence[str]
@@ -42,6 +43,9 @@ class Task:
     pairs: the (target, source) derivatives that the program returns, in order, before the outputs of the function.
     returns_outputs: whether the program returns the function's own outputs after them.
     by_target: whether derivatives take the dtype of their target.
+    batch: if each sample is differentiated by itself: where they lie, so that it can be proved that they are not mixed.
+    axes: for a pair the sequence in which the axes of its derivative are returned, if it is another than that of the
+        target and then the source.
     """
 
     graph: Graph
@@ -49,6 +53,8 @@ class Task:
     pairs: tuple[tuple[Value, Value], ...]
     returns_outputs: bool
     by_target: bool = False
+    batch: Batch | None = None
+    axes: Mapping[tuple[Value, Value], tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,10 +104,13 @@ def compile_derivative(
     Raises:
         MissingRuleError: operators on the way have no rule.
         OrderError: the order is not one.
+        BatchError: samples that should be kept apart are mixed.
     """
     plain = fuse if plain is None else plain
     linear = linearise(task.graph, task.request)
     linear.check()
+    if task.batch is not None:
+        check_samples_apart(linear, task.batch)
     candidates = [_accumulated(task, linear, choose_order(linear, o), fuse) for o in _orders_to_try(linear, order)]
     best = min(candidates, key=lambda c: c.multiplications)  # among equals the first: reverse
     lowered = lower(best.derived, keep_stops=not plain)
@@ -179,13 +188,20 @@ def _written_out(task: Task, known: Mapping[tuple[Value, Value], Value], builder
     found = []
     for target, source in task.pairs:
         derivative = known.get((target, source))
-        found.append(_zero(builder, target, source, task.by_target) if derivative is None else derivative)
+        derivative = _zero(builder, target, source, task.by_target) if derivative is None else derivative
+        axes = task.axes.get((target, source))
+        found.append(derivative if axes is None else _permuted(builder, derivative, axes))
     return tuple(found)
 
 
 def _zero(builder: Builder, target: Value, source: Value, by_target: bool) -> Value:
     shape, dtype = target.shape + source.shape, target.dtype if by_target else source.dtype
     return builder.node("zeros", (shape, dtype), [(shape, dtype)])[0]
+
+
+def _permuted(builder: Builder, value: Value, axes: tuple[int, ...]) -> Value:
+    labels = plain_axes(value.shape)
+    return builder.contract(1, (Factor(value, labels),), tuple(labels[k] for k in axes), value.dtype, value.name)
 
 
 # ---------------------------------------------------------------- tasks
@@ -201,6 +217,51 @@ def jacobian_task(graph: Graph, sources: Sequence[Value], outputs: Sequence[int]
         seeds[output, root] = identity(output.shape, output.dtype)
     pairs = tuple((root, source) for root in roots for source in sources)
     return Task(graph, Request(tuple(sources), tuple(roots), seeds), pairs, True)
+
+
+def batch_task(
+    graph: Graph, sources: Mapping[Value, int], outputs: Mapping[int, int], title: str, at_inputs: bool = False
+) -> Task:
+    """The Jacobian of each sample of some outputs in the same sample of each source; the batch axis comes first.
+
+    Samples do not mix: sample b of the input is all that the sum over the output's samples depends on in it.  With this
+    sum for a target there is no second batch axis, in whatever order vertices are eliminated.
+
+    sources, outputs: the batch axis of each, outputs given by number.
+    at_inputs: whether the same is done at the inputs instead, where one sample is what all of them change with.
+    """
+    like = next(iter(sources))
+    seeds: dict[tuple[Value, Value], Jac] = {}
+    ends = {_output(graph, number, like): axis for number, axis in outputs.items()}
+    roots: dict[Value, int | None] = {}  # with the batch axis, where there is one
+    for number, axis in outputs.items():
+        output = _output(graph, number, like)
+        out = plain_axes(output.shape)
+        shape, rows = (output.shape, out) if at_inputs else (_without(output.shape, axis), _without(out, axis))
+        root = Value("output" if len(outputs) == 1 else f"output_{number}", shape, output.dtype, output.device)
+        seeds[output, root] = Jac((Term(1, (), rows, out),), shape, output.shape, output.dtype, output.dtype)
+        roots[root] = axis if at_inputs else None
+    leaves: dict[Value, int | None] = {source: axis for source, axis in sources.items() if not at_inputs}
+    for source, axis in sources.items() if at_inputs else ():
+        inp = plain_axes(source.shape)
+        leaf = Value(f"sample_{source.name}", _without(source.shape, axis), source.dtype, source.device)
+        columns = _without(inp, axis)
+        seeds[leaf, source] = Jac((Term(1, (), inp, columns),), source.shape, leaf.shape, source.dtype, source.dtype)
+        leaves[leaf] = None
+    request = Request(tuple(leaves), tuple(roots), seeds)
+    pairs = tuple((root, leaf) for root in roots for leaf in leaves)
+    axes = {(root, leaf): _batch_first(root, roots[root], leaf, leaves[leaf]) for root, leaf in pairs}
+    return Task(graph, request, pairs, True, batch=Batch(sources, ends, title), axes=axes)
+
+
+def _without(axes: tuple[Any, ...], position: int) -> tuple[Any, ...]:
+    return axes[:position] + axes[position + 1 :]
+
+
+def _batch_first(root: Value, at_root: int | None, leaf: Value, at_leaf: int | None) -> tuple[int, ...]:
+    """The axes of a derivative with the one for the samples moved to the front."""
+    first = at_root if at_root is not None else len(root.shape) + (at_leaf or 0)
+    return (first, *(k for k in range(len(root.shape) + len(leaf.shape)) if k != first))
 
 
 def vjp_task(graph: Graph, sources: Sequence[Value], outputs: Sequence[int], rows: int | None = None) -> Task:

@@ -5,7 +5,7 @@ from math import prod
 
 from .expressions import Contraction
 from .graph import Node, Value
-from .terms import Application, Term, term_labels
+from .terms import HOLE, Application, Term, term_labels
 
 # Words in the names of element-wise operators that multiply.
 _MULTIPLYING = "mul div pow reciprocal square backward softmax norm lerp addcmul addcdiv".split()
@@ -49,10 +49,21 @@ def _application(application: Application, operand: int, result: Value, width: t
     """A convolution by its weights; any other linear operator once an element of its larger side."""
     out = result.size // max(prod(width), 1)
     if "convolution" in application.op:
-        weights = [v for v in application.values() if len(v.shape) > 2]
-        channels = max((w.shape[0] for w in weights), default=1)
-        return max((w.size for w in weights), default=1) * max(operand, out) // max(channels, 1)
+        return _open_convolution(application, operand, Value("result", result.shape[len(width) :], result.dtype))
     return max(operand, out)
+
+
+def _open_convolution(application: Application, operand: int, result: Value) -> int:
+    """Each entry of the output (of the input, if transposed) is a product with the weights of its channel."""
+    backward = "backward" in application.op
+    y, x, weight = application.args[:3] if backward else (result, *application.args[:2])
+    transposed = application.args[7 if backward else 6]
+    if backward:
+        x, weight = (result, weight) if application.output == 0 else (x, result)
+    entries = x if transposed else y
+    channels = (entries if entries is not HOLE else weight).shape[1 if entries is not HOLE else 0]
+    sizes = [operand if tensor is HOLE else tensor.size for tensor in (entries, weight)]
+    return prod(sizes) // max(channels, 1)
 
 
 def _matrix_product(node: Node) -> int | None:
@@ -64,6 +75,10 @@ def _matrix_product(node: Node) -> int | None:
 
 
 def _convolution(node: Node) -> int:
-    tensors = sorted(node.inputs, key=lambda v: v.size)
-    weight = next((v for v in node.inputs[1:] if len(v.shape) > 2), tensors[0])
-    return sum(v.size for v in node.results) * weight.size // max(weight.shape[0], 1)
+    """The forward operator, or one product of the same size for each gradient that a backward kernel returns."""
+    if "backward" not in node.op:
+        y, (x, weight) = node.results[0], node.args[:2]
+        return (x if node.args[6] else y).size * weight.size // max(weight.shape[0], 1)
+    y, x, weight = node.args[:3]
+    products = sum(v is not None for v in node.outputs[:2])
+    return products * (x if node.args[7] else y).size * weight.size // max(weight.shape[0], 1)

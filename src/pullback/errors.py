@@ -40,6 +40,10 @@ class ProgramFileError(PullbackError):
     """A compiled function cannot be written to a file, or a file holds none that can run here; names the path."""
 
 
+class BatchError(PullbackError, ValueError):
+    """A function mixes the samples of a batch, where each was to be differentiated by itself; names the operator."""
+
+
 class GraphError(PullbackError):
     """A stage handed over a graph that contradicts itself.  This is a fault of `pullback`, not of its caller."""
 

@@ -53,6 +53,18 @@ class LinearGraph:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Which axis of each source, and of each differentiated output, counts the samples that are to be kept apart.
+
+    title: what the function is called, with the place where it stands, for messages.
+    """
+
+    sources: Mapping[Value, int]
+    outputs: Mapping[Value, int]
+    title: str
+
+
+@dataclass(frozen=True)
 class Order:
     """The sequence in which vertices are eliminated."""
 
