@@ -4,7 +4,7 @@ The function runs once on fake tensors, which have a shape and a dtype but no da
 call below autograd and takes it apart by PyTorch's core decompositions.  If it changed anything in place, the record is
 run a second time under functionalization, which turns in-place changes and views into a functional program.
 
-What a graph cannot hold is refused.  Random numbers of Python or NumPy cannot be noticed: they are constants.
+What a graph cannot hold is refused.
 """
 
 import sys

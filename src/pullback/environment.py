@@ -5,35 +5,36 @@ A path is an expression in `f`, such as `f.__closure__[0].cell_contents`.  It is
 attributes are read from `__dict__`, never through properties.
 """
 
+import contextvars
 import functools
+import random
+import sys
+import threading
 import types
 import weakref
-from collections import OrderedDict, deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy
 import torch
 
-from .errors import CaptureError
-from .guards import Script, describe, guard_identity, guard_tensor, guard_value, is_constant
+from .guards import Script, describe, guard_identity
 from .namespaces import (
     attribute_names,
     global_names,
-    has_slot,
+    imported_modules,
+    is_filled,
     is_library,
     is_library_file,
     is_opaque,
-    slots,
-    special_methods,
+    members,
+    named_in_strings,
+    value_of_variable,
 )
-from .torch_private import RECURRENT_WEIGHT_LISTS
+from .torch_private import is_traced
+from .walk import Item, Walk
 
-LARGEST_CONTAINER = 100
-LARGEST_ENVIRONMENT = 50_000
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-MODULE_STATE = ("_parameters", "_buffers", "_modules", *HOOKS)
 STRONG_TYPES = (
     type,
     types.ModuleType,
@@ -45,101 +46,59 @@ STRONG_TYPES = (
     types.MemberDescriptorType,
     types.ClassMethodDescriptorType,
 )
-SUBCLASSED_VALUES = (int, float, complex, str, bytes)
+UNNAMED = ("forward", "backward", "setup_context", "jvp")  # what PyTorch calls without the user's code naming it
+CACHED = type(functools.lru_cache(len))
+ASKED = frozenset({"requires_grad", "grad"})
+GENERATORS = (random.Random, numpy.random.Generator, numpy.random.RandomState, numpy.random.BitGenerator)
 BOUND_TYPES = (types.BuiltinFunctionType, types.MethodWrapperType)
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """Something the function can reach: its object, the local name of the lookup that reads it, its name for people."""
-
-    value: Any
-    name: str
-    text: str
-
-
-class Environment:
-    """A walk through everything that functions can reach, which writes the guards of what it finds into a script."""
+class Environment(Walk):
+    """A walk through everything that functions can reach, by way of their code, their classes and modules."""
 
     def __init__(self, script: Script) -> None:
-        self.script = script
-        self.tensors: dict[int, Item] = {}
-        self._seen: dict[int, Item] = {}
-        self._pending: list[Item] = []
-        self._names: set[str] = {"forward"}
+        super().__init__(script)
+        self.generators: list[Item] = []
+        self._iterators: list[Item] = []
+        self._names: set[str] = set(UNNAMED)
         self._owners: list[Item] = []
         self._members: set[tuple[int, str]] = set()
+        self._asked: set[tuple[int, str]] = set()
 
     def add(self, value: Any, name: str, text: str) -> None:
-        """Walk from one object that the lookup knows by `name`.
+        """As `Walk.add`, and what the code that was found names of classes, modules and tensors."""
+        super().add(value, name, text)
+        while self._find_members():
+            self._go_on()
 
-        Raises CaptureError if there is no end to what can be reached from it.
-        Cost: linear in the number of objects reached.
-        """
-        self._pending.append(Item(value, name, text))
-        while self._pending:
-            while self._pending:
-                self._visit(self._pending.pop())
-            self._visit_members()
-
-    def name_of(self, tensor: torch.Tensor) -> str | None:
-        """The local name under which the lookup reads a tensor, or None if nothing leads to it."""
-        item = self.tensors.get(id(tensor))
-        return None if item is None else item.name
-
-    def _visit(self, item: Item) -> None:
-        if len(self._seen) > LARGEST_ENVIRONMENT:
-            raise CaptureError(
-                f"more than {LARGEST_ENVIRONMENT} objects can be reached from {item.text}, too many to check before "
-                "every call: pass what the function needs as arguments"
-            )
-        if is_constant(item.value):
-            guard_value(self.script, item.name, item.value, item.text)
-        elif (known := self._seen.get(id(item.value))) is not None:
-            self._guard_alias(item, known)
-        else:
-            self._seen[id(item.value)] = item
-            self._visit_new(item)
-
-    def _guard_alias(self, item: Item, known: Item) -> None:
-        """Two paths to one object (tied parameters, a cycle) were one input of the trace, and have to stay one."""
-        expected = f"the same object as {known.text}"
-        self.script.miss_if(f"{item.name} is not {known.name}", item.text, expected, f"describe({item.name})")
+    @property
+    def names(self) -> frozenset[str]:
+        """Every name that the code seen so far may read off an object."""
+        return frozenset(self._names)
 
     def _visit_new(self, item: Item) -> None:
         value = item.value
         if isinstance(value, torch.Tensor):
-            self.tensors[id(value)] = item
-            return guard_tensor(self.script, item.name, value, item.text)
+            return self._visit_tensor(item)
+        if isinstance(value, GENERATORS):
+            self.generators.append(item)
         for kind, visit in VISITS.items():
             if isinstance(value, kind):
                 return visit(self, item)
+        if isinstance(value, types.BuiltinFunctionType):
+            self._names.add(value.__name__)
         if isinstance(value, STRONG_TYPES):
             return self._visit_strong(item)
+        if _is_standard_iterator(value):
+            self._iterators.append(item)
         if is_opaque(type(value)):
             return self._guard_same_object(item)
         return self._visit_object(item)
 
-    def _enter(self, value: Any, expression: str, text: str) -> None:
-        """Go on to something that is read by an expression."""
-        self._pending.append(Item(value, self.script.assign(expression, text), text))
-
-    def _guard_type(self, item: Item) -> None:
-        condition = f"type({item.name}) is not {self.script.constant(type(item.value))}"
-        self.script.miss_if(condition, item.text, describe(item.value), f"describe({item.name})")
-
-    def _guard_length(self, item: Item, name: str, length: int) -> None:
-        expected = f"{length} entries"
-        self.script.miss_if(f"len({name}) != {length}", f"the size of {item.text}", expected, f"len({name})")
-
-    def _guard_same_object(self, item: Item) -> None:
-        """Guard identity without keeping the object alive, if it can be referred to weakly."""
-        try:
-            reference = self.script.constant(weakref.ref(item.value))
-        except TypeError:
-            return guard_identity(self.script, item.name, item.value, item.text)
-        condition = f"{item.name} is not {reference}()"
-        return self.script.miss_if(condition, item.text, describe(item.value), f"describe({item.name})")
+    @property
+    def iterators(self) -> list[Item]:
+        """Iterators of Python's that the code seen names: what they yield next is no property that can be compared."""
+        return [item for item in self._iterators if _is_named(item.text, self._names)]
 
     def _visit_function(self, item: Item) -> None:
         function, name, code = item.value, item.name, item.value.__code__
@@ -148,11 +107,17 @@ class Environment:
         if function.__closure__:
             cells = self.script.assign(f"{name}.__closure__", item.text)
             for k, (variable, cell) in enumerate(zip(code.co_freevars, function.__closure__, strict=True)):
-                if _is_filled(cell):
-                    self._enter(cell.cell_contents, f"{cells}[{k}].cell_contents", f"{item.text}:{variable}")
+                text = f"{item.text}:{variable}"
+                if is_filled(cell):
+                    self._enter(cell.cell_contents, f"{cells}[{k}].cell_contents", text)
+                else:
+                    filled = f"{self.script.constant(is_filled)}({cells}[{k}])"
+                    self.script.miss_if(filled, text, "without a value", f"describe({cells}[{k}].cell_contents)")
         if not is_library_file(code.co_filename):
+            self._names |= attribute_names(code)
             self._enter_defaults(item)
             self._enter_globals(item)
+            self._enter_imports(item)
 
     def _enter_defaults(self, item: Item) -> None:
         function, name = item.value, item.name
@@ -163,12 +128,24 @@ class Environment:
 
     def _enter_globals(self, item: Item) -> None:
         function = item.value
-        self._names |= attribute_names(function.__code__)
-        found = [name for name in global_names(function.__code__) if name in function.__globals__]
-        if found:
-            namespace = self.script.assign(f"{item.name}.__globals__", item.text)
-            for name in found:
+        names = (*global_names(function.__code__), *named_in_strings(function.__code__))
+        if not names:
+            return
+        namespace = self.script.assign(f"{item.name}.__globals__", item.text)
+        for name in names:
+            if name in function.__globals__:
                 self._enter(function.__globals__[name], f"{namespace}[{name!r}]", f"{item.text}:{name}")
+        missing = [f"{name!r} in {namespace}" for name in names if name not in function.__globals__]
+        if missing:
+            expected = "without a global of the name of a builtin, or of one that was missing"
+            self.script.miss_if(" or ".join(missing), item.text, expected, "'with one'")
+
+    def _enter_imports(self, item: Item) -> None:
+        """The user's modules that a function imports when it runs."""
+        for name in imported_modules(item.value.__code__, item.value.__globals__.get("__package__")):
+            module = sys.modules.get(name)
+            if module is not None and not is_library(module):
+                self._enter(module, f"{self.script.constant(sys.modules)}[{name!r}]", name)
 
     def _visit_method(self, item: Item) -> None:
         self._guard_type(item)
@@ -181,13 +158,29 @@ class Environment:
             text = item.text if attribute == "func" else f"{item.text}.{attribute}"
             self._enter(getattr(item.value, attribute), f"{item.name}.{attribute}", text)
 
-    def _visit_wrapper(self, item: Item) -> None:
-        """A static method, a class method, or a property: what it wraps."""
+    def _visit_reference(self, item: Item) -> None:
+        """A weak reference: what it refers to."""
         self._guard_type(item)
-        for attribute in ("__func__", "fget"):
+        self._enter(item.value(), f"{item.name}()", item.text)
+
+    def _visit_variable(self, item: Item) -> None:
+        """A context variable: its value here."""
+        self._guard_type(item)
+        read = self.script.constant(value_of_variable)
+        self._enter(value_of_variable(item.value), f"{read}({item.name})", item.text)
+
+    def _visit_thread_local(self, item: Item) -> None:
+        self._guard_type(item)
+        self._enter(item.value.__dict__, f"{item.name}.__dict__", item.text)
+
+    def _visit_wrapper(self, item: Item) -> None:
+        """A static method, a class method, a property, a cached one or a cached function: what it wraps."""
+        self._guard_type(item)
+        for attribute in ("__func__", "fget", "func", "__wrapped__"):
             wrapped = getattr(item.value, attribute, None)
             if wrapped is not None:
-                self._enter(wrapped, f"{item.name}.{attribute}", item.text)
+                return self._enter(wrapped, f"{item.name}.{attribute}", item.text)
+        return None
 
     def _visit_strong(self, item: Item) -> None:
         """What may be kept alive: builtin functions, classes, Python modules.  The user's own are looked into."""
@@ -200,155 +193,65 @@ class Environment:
         guard_identity(self.script, item.name, value, item.text)
         if isinstance(value, (type, types.ModuleType)) and not is_library(value):
             self._owners.append(item)
+            if isinstance(value, type):
+                self._guard_class(item)
         return None
 
-    def _visit_members(self) -> None:
-        """Of the user's classes and modules, look at what is named in the code seen so far.
+    def _guard_class(self, item: Item) -> None:
+        """A member that is added may hide an inherited one."""
+        bases, size = self.script.constant(item.value.__mro__), len(item.value.__dict__)
+        condition = f"{item.name}.__mro__ != {bases} or len({item.name}.__dict__) != {size}"
+        self.script.miss_if(condition, item.text, "without other bases or members", "'with others'")
+        self._visit_class_of(item)
+        self._enter_classes(item.value)
 
-        New code may name more, so this runs again until nothing new turns up.
+    def _find_members(self) -> bool:
+        """Of the user's classes and modules, look at what is named in the code seen so far; of tensors likewise.
+
+        New code may name more, so this runs again until nothing new turns up.  Returns whether anything did.
         """
         for item in self._owners:
             namespace = item.value.__dict__
-            for name in sorted(self._names & namespace.keys()) + special_methods(item.value):
+            for name in members(item.value, self._names):
                 text = f"{item.text}.{name}"
                 key = (id(item.value), name)
                 if key not in self._members:
                     self._members.add(key)
                     self._enter(namespace[name], f"{item.name}.__dict__[{name!r}]", text)
+        for attribute in sorted(ASKED & self._names):
+            for item in list(self.tensors.values()):
+                self._ask(item, attribute)
+        return bool(self._pending)
 
-    def _visit_sequence(self, item: Item) -> None:
-        self._visit_class_of(item)
-        self._guard_length(item, item.name, len(item.value))
-        for k, entry in enumerate(item.value):
-            if k < LARGEST_CONTAINER:
-                self._enter(entry, f"{item.name}[{k}]", f"{item.text}[{k}]")
-        self._guard_rest(item, item.name, list(item.value))
-        self._enter_own_attributes(item)
-
-    def _guard_rest(self, item: Item, entries: str, values: list[Any]) -> None:
-        """Beyond the first hundred entries, only guard that each is still the same object."""
-        if len(values) > LARGEST_CONTAINER:
-            kept = self.script.constant([id(value) for value in values[LARGEST_CONTAINER:]])
-            found = f"[*map(id, {entries})][{LARGEST_CONTAINER}:]"
-            self.script.miss_if(f"{found} != {kept}", item.text, "the same entries", "'other entries'")
-
-    def _visit_dict(self, item: Item) -> None:
-        self._visit_class_of(item)
-        self._enter_entries(item, item.name, item.value, LARGEST_CONTAINER)
-        self._guard_rest(item, f"{item.name}.values()", list(item.value.values()))
-        self._enter_own_attributes(item)
-
-    def _enter_entries(self, item: Item, name: str, entries: Any, limit: int | None = None) -> None:
-        self._guard_length(item, name, len(entries))
-        for key, entry in list(entries.items())[:limit]:
-            written = repr(key) if type(key) in (str, int) else self.script.constant(key)
-            self._enter(entry, f"{name}[{written}]", f"{item.text}[{key!r}]")
-
-    def _visit_module(self, item: Item) -> None:
-        """A module of a network: its class, every submodule, parameter and buffer, its flags and attributes.
-
-        All is read from the module's dictionary: plain attribute access is slow on classes with a `__getattr__`.
-        """
-        state = object.__getattribute__(item.value, "__dict__")
-        if any(type(state.get(part)) not in (dict, OrderedDict) for part in MODULE_STATE):
-            return self._guard_same_object(item)
-        self._visit_class_of(item)
-        is_recurrent = isinstance(item.value, torch.nn.RNNBase)
-        attributes = self._enter_attributes(item, state, ATTRIBUTES_READ[is_recurrent])
-        empty = [f"{attributes}[{part!r}]" for part in MODULE_STATE if not state[part]]
-        if empty:
-            expected = "without hooks, or entries beyond these"
-            self.script.miss_if(" or ".join(empty), item.text, expected, f"describe({item.name}) + ' with more'")
-        for part in MODULE_STATE:
-            if state[part]:
-                self._enter_part(item, f"{attributes}[{part!r}]", state[part], is_named=part not in HOOKS)
-        return None
-
-    def _enter_part(self, item: Item, expression: str, entries: dict[str, Any], is_named: bool) -> None:
-        """The parameters, buffers, submodules or hooks of a module."""
-        name = self.script.assign(expression, item.text)
-        self._guard_length(item, name, len(entries))
-        for key, entry in entries.items():
-            self._enter(entry, f"{name}[{key!r}]", f"{item.text}.{key}" if is_named else item.text)
-
-    def _visit_object(self, item: Item) -> None:
-        """Any other object: its class, and the attributes it keeps."""
-        self._visit_class_of(item)
-        for base in SUBCLASSED_VALUES:
-            if isinstance(item.value, base):
-                read = f"{self.script.constant(base)}.__repr__({item.name})"
-                written = base.__repr__(item.value)
-                self.script.miss_if(f"{read} != {written!r}", item.text, written, read)
-        self._enter_own_attributes(item)
-
-    def _enter_own_attributes(self, item: Item) -> None:
-        """The attributes that an object keeps, or those of them that its class says are all that matters."""
-        chosen = getattr(type(item.value), "guarded_attributes", None)
-        state = _attributes(item.value)
-        if state is not None:
-            self._enter_attributes(item, state, None if chosen is None else chosen.__contains__)
-        for name in slots(type(item.value)):  # type: ignore[arg-type]
-            if (chosen is None or name in chosen) and has_slot(item.value, name):
-                value = object.__getattribute__(item.value, name)
-                self._enter(value, f"{item.name}.{name}", f"{item.text}.{name}")
-
-    def _visit_class_of(self, item: Item) -> None:
-        self._guard_type(item)
-        for cls in type(item.value).__mro__:
-            if not is_library(cls) and id(cls) not in self._seen:
-                self._enter(cls, self.script.constant(cls), describe(cls))
-
-    def _enter_attributes(self, item: Item, state: dict[str, Any], chosen: Callable[[str], bool] | None = None) -> str:
-        """Go on to the chosen entries of an object's dictionary, and return the dictionary's local name."""
-        attributes = self.script.assign(f"{item.name}.__dict__", item.text)
-        if chosen is None or chosen in ATTRIBUTES_READ:
-            self._guard_length(item, attributes, len(state))
-        for key, value in state.items():
-            if chosen is None or chosen(key):
-                self._enter(value, f"{attributes}[{key!r}]", f"{item.text}.{key}")
-        return attributes
+    def _ask(self, item: Item, attribute: str) -> None:
+        """Guard what a function asks of a tensor besides its type."""
+        key = (id(item.value), attribute)
+        if key not in self._asked and not is_traced(item.value) and (attribute != "grad" or item.value.is_leaf):
+            self._asked.add(key)
+            self._enter(getattr(item.value, attribute), f"{item.name}.{attribute}", f"{item.text}.{attribute}")
 
 
 VISITS: dict[Any, Callable[[Environment, Item], None]] = {
     types.FunctionType: Environment._visit_function,
     types.MethodType: Environment._visit_method,
     functools.partial: Environment._visit_partial,
-    (staticmethod, classmethod, property): Environment._visit_wrapper,
+    functools.partialmethod: Environment._visit_partial,
+    (staticmethod, classmethod, property, functools.cached_property, CACHED): Environment._visit_wrapper,
+    weakref.ReferenceType: Environment._visit_reference,
+    contextvars.ContextVar: Environment._visit_variable,
+    threading.local: Environment._visit_thread_local,
+    (set, frozenset): Environment._visit_set,
     torch.nn.Module: Environment._visit_module,
     (tuple, list, deque): Environment._visit_sequence,
     (dict, types.MappingProxyType): Environment._visit_dict,
 }
 
 
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False
+def _is_standard_iterator(value: Any) -> bool:
+    """Whether the state of an iterator is out of sight; that of one of the user's is among its attributes."""
+    return isinstance(value, Iterator) and type(value).__module__ in ("builtins", "itertools")
 
 
-def _is_module_attribute(name: str) -> bool:
-    """Whether a module reads this attribute as its own; the rest is machinery of `nn.Module`."""
-    return name not in _machinery()
-
-
-def _is_recurrent_attribute(name: str) -> bool:
-    """The same for a recurrent module, whose lists of weights its `forward` renews from its parameters."""
-    return name not in RECURRENT_WEIGHT_LISTS and _is_module_attribute(name)
-
-
-ATTRIBUTES_READ = (_is_module_attribute, _is_recurrent_attribute)
-
-
-@functools.cache
-def _machinery() -> frozenset[str]:
-    return frozenset(torch.nn.Module().__dict__) - {"training"}
-
-
-def _attributes(value: Any) -> dict[str, Any] | None:
-    """The dictionary in which an object keeps its attributes, if it has one."""
-    try:
-        state = object.__getattribute__(value, "__dict__")
-    except AttributeError:
-        return None
-    return state if type(state) is dict else None
+def _is_named(text: str, names: set[str]) -> bool:
+    """Whether a path ends in a variable, or in an attribute with one of the names; not every iterator is advanced."""
+    return text.rpartition(":")[2].isidentifier() or text.rpartition(".")[2] in names

@@ -3,9 +3,37 @@
 A message names the values that were seen, what is required, the user's source line, and the way out.
 """
 
+import linecache
+import os
+import sys
+from types import FrameType
+from typing import ClassVar
+
+_LIBRARIES = (os.path.dirname(__file__) + os.sep, os.path.dirname(os.__file__) + os.sep, "<frozen", "<pullback")
+_PACKAGES = ("site-packages", "dist-packages")
+
 
 class PullbackError(Exception):
-    """The base of every error of ours: `except pullback.PullbackError` catches them all."""
+    """The base of every error of ours: `except pullback.PullbackError` catches them all.
+
+    The message ends with the line of the user's that was being executed, unless it names that already.
+    """
+
+    names_line: ClassVar[bool] = True
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message + _users_line() if self.names_line and "\n  at " not in message else message)
+
+
+def _users_line() -> str:
+    """The innermost line that is neither Python's, ours nor an installed package's, as the last line of a message."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith(_LIBRARIES) and not any(place in file for place in _PACKAGES):
+            return f"\n  at {file}:{frame.f_lineno}: {linecache.getline(file, frame.f_lineno).strip()}"
+        frame = frame.f_back
+    return ""
 
 
 class CaptureError(PullbackError):
@@ -50,6 +78,8 @@ class GraphError(PullbackError):
 
 class UnsupportedTorchError(PullbackError, ImportError):
     """The installed PyTorch lacks a private interface that `pullback` uses; names the supported versions."""
+
+    names_line = False
 
 
 class VerificationError(PullbackError):

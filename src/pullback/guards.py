@@ -4,6 +4,8 @@ A guard is a line of Python in a function that runs before every call, so it is 
 classes, constants bound by name.  The same lines make a second, slower function that tells which guard failed.
 """
 
+import array
+import functools
 import hashlib
 import math
 import types
@@ -18,7 +20,13 @@ import torch
 
 from .dtypes import dtype_name
 from .tapes import is_recording
-from .torch_private import count_function_modes, is_any_autocast_enabled, peek_interpreter
+from .torch_private import (
+    count_function_modes,
+    global_forward_hooks,
+    global_pre_hooks,
+    is_any_autocast_enabled,
+    peek_interpreter,
+)
 
 Lookup = Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[Any, ...] | None]
 
@@ -29,6 +37,7 @@ NUMBERS = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), ty
 TORCH_CONSTANTS = (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
 NAMED = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType)
 ATOMS = frozenset(NUMBERS + TORCH_CONSTANTS)
+BUFFERS = (bytearray, array.array)
 CONTAINERS = frozenset((tuple, list, set, frozenset, dict, OrderedDict))
 CPU = torch.device("cpu")
 PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
@@ -89,7 +98,23 @@ class Script:
         source = _function("lookup", [*lines, f"return {returned}"], "return None")
         return self._compile("lookup", source), source
 
-    def explanation(self) -> Callable[..., tuple[int, Any] | None]:
+    def failing(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Step, Any] | None:
+        """The guard that a call fails, and what is seen instead; None if all hold."""
+        failure = self._explanation(f, args, kwargs)
+        return None if failure is None else (self.steps[failure[0]], failure[1])
+
+    def failure(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """Which guard a call fails, with the old and the new value; None if all hold."""
+        failing = self.failing(f, args, kwargs)
+        if failing is None:
+            return None
+        step, seen = failing
+        if isinstance(seen, Exception):
+            return f"{step.text} cannot be read any more ({type(seen).__name__}: {seen})"
+        return f"{step.text} was {step.expected}, is {seen}"
+
+    @functools.cached_property
+    def _explanation(self) -> Callable[..., tuple[int, Any] | None]:
         """The function that returns the number of the step that failed, and what it saw there; None if all hold."""
         lines = []
         for k, step in enumerate(self.steps):
@@ -153,7 +178,7 @@ def guard_value(script: Script, name: str, value: Any, text: str) -> None:
 def is_constant(value: Any, depth: int = 8) -> bool:
     """Whether a value can be guarded by comparing it: a number, a name, an array, or containers of these."""
     cls = type(value)
-    if cls in ATOMS or cls is numpy.ndarray or isinstance(value, (Enum, numpy.generic)):
+    if cls in ATOMS or cls in BUFFERS or cls is numpy.ndarray or isinstance(value, (Enum, numpy.generic)):
         return cls is not slice or is_constant((value.start, value.stop, value.step), depth)
     if depth == 0 or cls not in CONTAINERS:
         return False
@@ -170,6 +195,8 @@ def frozen_copy(value: Any) -> Any:
     if cls is tuple:
         copies = tuple(map(frozen_copy, value))
         return value if all(a is b for a, b in zip(copies, value, strict=True)) else copies
+    if cls in BUFFERS:
+        return value[:]
     return Fingerprint.of(value) if cls is numpy.ndarray else value
 
 
@@ -210,6 +237,10 @@ def _same_complex(a: complex, b: complex) -> bool:
     return _same_float(a.real, b.real) and _same_float(a.imag, b.imag)
 
 
+def _same_array(a: "array.array[Any]", b: "array.array[Any]") -> bool:
+    return a.typecode == b.typecode and a.tobytes() == b.tobytes()
+
+
 def _same_sequence(a: Any, b: Any) -> bool:
     return len(a) == len(b) and all(map(same, a, b))
 
@@ -225,6 +256,7 @@ def _same_set(a: Any, b: Any) -> bool:
 _COMPARISONS: dict[type, Callable[[Any, Any], bool]] = {
     float: _same_float,
     complex: _same_complex,
+    array.array: _same_array,
     tuple: _same_sequence,
     list: _same_sequence,
     dict: _same_dict,
@@ -232,6 +264,11 @@ _COMPARISONS: dict[type, Callable[[Any, Any], bool]] = {
     set: _same_set,
     frozenset: _same_set,
 }
+
+
+def are_the_objects(entries: list[Any], references: dict[int, Callable[[], Any]]) -> bool:
+    """Whether entries of a list, by their number, are still the objects that are referred to."""
+    return all(entries[k] is reference() for k, reference in references.items())
 
 
 def describe(value: Any) -> str:
@@ -263,6 +300,12 @@ def default_device() -> torch.device:
     return torch.get_default_device() if count_function_modes() else CPU
 
 
+def module_hooks() -> tuple[Callable[..., Any], ...]:
+    """The hooks that run around every module, but for those of a capture in progress."""
+    hooks = (*global_pre_hooks.values(), *global_forward_hooks.values())
+    return tuple(hook for hook in hooks if not str(getattr(hook, "__module__", "")).startswith("pullback."))
+
+
 def autocast_settings() -> tuple[Any, ...]:
     """What autocast does to each kind of device."""
     if not is_any_autocast_enabled():
@@ -278,13 +321,15 @@ SETTINGS: tuple[tuple[str, Callable[[], Any], str], ...] = (
     ("whether a record is in progress", is_recording, "{read}() is not {value}"),
     ("autocast", autocast_settings, "{read}() != {value}"),
     ("the default device", default_device, "{read}() != {value}"),
+    ("the hooks of all modules", module_hooks, "{read}() != {value}"),
 )
 
-# The usual value of a setting is told by a call that costs a tenth of a microsecond, without one of Python's own.
-QUICK: dict[Callable[[], Any], tuple[Any, str, Callable[[], Any]]] = {
+# The usual value of a setting is told at the cost of a tenth of a microsecond, without a call of Python's own.
+QUICK: dict[Callable[[], Any], tuple[Any, str, Any]] = {
     is_transforming: (False, "{quick}() is not None", peek_interpreter),
     is_recording: (False, "{quick}() and {read}()", count_function_modes),
     autocast_settings: ((), "{quick}()", is_any_autocast_enabled),
+    module_hooks: ((), "({quick}[0] or {quick}[1]) and {read}() != {value}", (global_pre_hooks, global_forward_hooks)),
     default_device: (CPU, "{quick}() and {read}() != {value}", count_function_modes),
 }
 

@@ -1,18 +1,28 @@
 """What Python's objects keep where, and which code and classes are the user's: only these can change between calls."""
 
+import contextvars
 import dis
 import functools
+import importlib.util
+import re
 import sys
 import sysconfig
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
 import torch
 
-# Classes of the standard library whose instances are plain data; all other instances are only told apart.
+# Modules of the standard library, and classes, whose instances are plain data; all other instances are only told apart.
 STANDARD_DATA = (types.SimpleNamespace,)
+DATA_MODULES = ("collections", "argparse", "configparser")
+
+# With these, a function may read attributes, or globals, whose names its code does not show.
+REFLECTION = frozenset({"getattr", "vars", "__dict__", "attrgetter", "methodcaller"})
+EVALUATION = frozenset({"globals", "eval", "exec", "vars", "locals"})
+IDENTIFIER = re.compile(r"[^\W\d]\w*")
+GLOBAL_READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 
 
 @functools.cache
@@ -31,6 +41,38 @@ def has_slot(value: Any, name: str) -> bool:
     return True
 
 
+def is_filled(cell: types.CellType) -> bool:
+    """Whether a closed-over variable has a value now."""
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def value_of_variable(variable: "contextvars.ContextVar[Any]") -> Any:
+    """The value of a context variable here; None where it has none."""
+    try:
+        return variable.get()
+    except LookupError:
+        return None
+
+
+def members(owner: Any, names: Set[str]) -> list[str]:
+    """The members of a class or Python module that code with these names may read."""
+    own = owner.__dict__
+    if names & REFLECTION:
+        chosen = [name for name in own if not name.startswith("__")]
+    else:
+        chosen = [name for name, value in own.items() if name in names or _is_class_data(owner, name, value)]
+    return sorted(chosen) + special_methods(owner)
+
+
+def _is_class_data(owner: Any, name: str, value: Any) -> bool:
+    if not isinstance(owner, type) or name.startswith("__"):
+        return False
+    return not hasattr(type(value), "__get__") and not isinstance(value, type)
+
+
 def special_methods(owner: Any) -> list[str]:
     """Operators such as `__call__` and `__add__` of a class, which run without being named."""
     if not isinstance(owner, type):
@@ -45,6 +87,8 @@ def is_opaque(cls: type) -> bool:
         return False
     module = cls.__module__ or ""
     top = module.partition(".")[0]
+    if top in DATA_MODULES:
+        return False
     is_standard = top in sys.stdlib_module_names and top != "__main__"
     return is_standard or module.startswith("torch._ops") or not (cls.__dictoffset__ or slots(cls))  # type: ignore[arg-type]
 
@@ -89,12 +133,49 @@ def global_names(code: types.CodeType) -> tuple[str, ...]:
         instruction.argval: None
         for inner in _codes(code)
         for instruction in dis.get_instructions(inner)
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+        if instruction.opname in GLOBAL_READS
     }
     return tuple(names)
 
 
 @functools.lru_cache(maxsize=1024)
 def attribute_names(code: types.CodeType) -> frozenset[str]:
-    """Every name that a function may read off an object."""
-    return frozenset(name for inner in _codes(code) for name in inner.co_names)
+    """Every name that a function may read off an object, those that it has as strings included."""
+    names = {
+        instruction.argval
+        for inner in _codes(code)
+        for instruction in dis.get_instructions(inner)
+        if instruction.opcode in dis.hasname and not instruction.opname.startswith(("STORE_", "DELETE_"))
+    }
+    return frozenset(names | {text for text in _strings(code) if text.isidentifier()})
+
+
+@functools.lru_cache(maxsize=1024)
+def named_in_strings(code: types.CodeType) -> tuple[str, ...]:
+    """What may be the names of globals among the strings of a function that evaluates code, or asks for `globals()`."""
+    if not EVALUATION.intersection(global_names(code)):
+        return ()
+    return tuple(dict.fromkeys(name for text in _strings(code) for name in IDENTIFIER.findall(text)))
+
+
+def _strings(code: types.CodeType) -> Iterator[str]:
+    for inner in _codes(code):
+        yield from (constant for constant in inner.co_consts if isinstance(constant, str))
+
+
+@functools.lru_cache(maxsize=1024)
+def imported_modules(code: types.CodeType, package: str | None) -> tuple[str, ...]:
+    """The modules that a function imports when it runs."""
+    names: dict[str, None] = {}
+    for inner in _codes(code):
+        instructions = list(dis.get_instructions(inner))
+        for k, instruction in enumerate(instructions):
+            if instruction.opname == "IMPORT_NAME":
+                level = instructions[k - 2].argval if k >= 2 else 0
+                names[_absolute(instruction.argval, level, package)] = None
+    return tuple(names)
+
+
+def _absolute(name: str, level: Any, package: str | None) -> str:
+    relative = isinstance(level, int) and level > 0 and package
+    return importlib.util.resolve_name("." * level + name, package) if relative else name

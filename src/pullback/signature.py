@@ -5,22 +5,31 @@ the settings of PyTorch, and everything that the function reads besides its argu
 and collects the tensors that the program takes; it returns None if anything has changed.
 """
 
-import functools
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, NoneType
 from typing import Any
 
 import torch
 
+from .changes import Before, copies_of
 from .environment import Environment
 from .errors import ArgumentError, CaptureError
-from .guards import Lookup, Script, describe, guard_settings, guard_tensor, guard_value, is_constant, is_transforming
-from .provenance import parameters_of
+from .guards import (
+    Lookup,
+    Script,
+    describe,
+    guard_settings,
+    guard_tensor,
+    guard_value,
+    is_constant,
+    is_transforming,
+    module_hooks,
+)
 from .tapes import is_recording
+from .titles import kind_of, name_of, parameter_names, title
 from .torch_private import is_traced, tree_flatten, tree_flatten_with_path
 
 LOG = logging.getLogger("pullback")
@@ -51,18 +60,7 @@ class Entry:
 
     def explain(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         """Why the program does not fit a call, with the old and the new value; None if it does."""
-        failure = self._explanation(f, args, kwargs)
-        if failure is None:
-            return None
-        number, seen = failure
-        step = self.script.steps[number]
-        if isinstance(seen, Exception):
-            return f"{step.text} cannot be read any more ({type(seen).__name__}: {seen})"
-        return f"{step.text} was {step.expected}, is {seen}"
-
-    @functools.cached_property
-    def _explanation(self) -> Callable[..., tuple[int, Any] | None]:
-        return self.script.explanation()
+        return self.script.failure(f, args, kwargs)
 
 
 def make_entry(
@@ -72,24 +70,29 @@ def make_entry(
     lifted: Sequence[torch.Tensor],
     constants: Sequence[bool],
     program: Any,
+    before: Before | None = None,
 ) -> Entry:
     """The entry for a program that was compiled for this call.
 
     lifted: the tensors that capture found f to read besides its arguments.
     constants: for each of these, whether the trace itself made it, so that it is no variable of the user's.
+    before: what `check_arguments` returned before f was captured; if f has changed what it reads since, its program
+        does not fit the next call.
 
     Raises:
         ArgumentError: an argument is neither a tensor nor anything that can be compared at the next call.
-        CaptureError: a lifted tensor cannot be found again from f.
+        CaptureError: a lifted tensor cannot be found again from f; f keeps a tensor of the trace.
     """
     script, environment = _guarded(f, args, kwargs)
+    change = None if before is None else _change(before, environment, f, args, kwargs)
     flat = [*environment.arguments, *_lifted_names(script, environment, f, lifted, constants)]
     lookup, code = script.lookup(flat)
     tensors = [*environment.argument_tensors, *lifted]
     traced = is_transforming() or is_recording() or any(map(is_traced, tensors))
     own = [t for t, constant in zip(lifted, constants, strict=True) if constant]
     static = all(type(size) is int for t in tensors for size in t.shape)
-    return Entry(program, lookup, code, traced, static and not any(map(is_traced, own)), script, tuple(own))
+    reusable = static and change is None and not any(map(is_traced, own))
+    return Entry(program, lookup, code, traced, reusable, script, tuple(own))
 
 
 @dataclass(frozen=True)
@@ -120,17 +123,36 @@ class Signature:
 
     def difference(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, str, str]:
         """What differs first in a call that does not fit, what it has to be, and what it is."""
-        failure = self.script.explanation()(None, args, kwargs)
+        failure = self.script.failing(None, args, kwargs)
         if failure is None:  # another thread may have changed a container in between
             return "an argument", "as it was", "changed while it was compared"
-        number, seen = failure
-        step = self.script.steps[number]
+        step, seen = failure
         return step.text, step.expected or "readable", str(seen)
 
 
-def check_arguments(f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise ArgumentError if an argument could not be compared at the next call; worth knowing before a long trace."""
-    _guarded(f, args, kwargs)
+def check_arguments(f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Before:
+    """What f can reach, before it is captured.
+
+    Raises ArgumentError if an argument could not be compared at the next call; worth knowing before a long trace.
+    """
+    script, walk = _guarded(f, args, kwargs)
+    if walk.iterators:
+        item = walk.iterators[0]
+        raise CaptureError(
+            f"{title(f)} reads {item.text}, {describe(item.value)}: what an iterator yields next cannot be compared at "
+            "the next call. Call next() outside and pass what it gives as an argument, or keep a list and an index"
+        )
+    generators = tuple((item.value, item.text) for item in walk.generators)
+    return Before(script, walk.names, generators, copies_of(walk.containers), frozenset(walk.tensors))
+
+
+def _change(before: Before, walk: Environment, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """What f has changed of what it reads."""
+    before.refuse_kept_tensors({key: (item.value, item.text) for key, item in walk.tensors.items()}, title(f))
+    change = before.change(walk.script, (f, args, kwargs))
+    if change is not None:
+        LOG.info("%s changes what it reads, so that its program serves one call only: %s", title(f), change)
+    return change
 
 
 def lift(f: Any, tensors: Sequence[torch.Tensor]) -> list[str]:
@@ -139,7 +161,7 @@ def lift(f: Any, tensors: Sequence[torch.Tensor]) -> list[str]:
     Raises CaptureError for a tensor that cannot be found again from f.
     """
     environment = Environment(Script())
-    environment.add(f, "f", _name(f))
+    environment.add(f, "f", name_of(f))
     missing = [t for t in tensors if id(t) not in environment.tensors]
     if missing:
         raise _cannot_find(f, missing[0])
@@ -160,7 +182,7 @@ def _lifted_names(
 
 def _cannot_find(f: Any, tensor: torch.Tensor) -> CaptureError:
     return CaptureError(
-        f"a tensor ({describe(tensor)}) that {_name(f)} reads cannot be found again from {title(f)}, so "
+        f"a tensor ({describe(tensor)}) that {name_of(f)} reads cannot be found again from {title(f)}, so "
         "that a later change of it would go unnoticed: pass it as an argument, or keep it in a variable, an attribute "
         "or a module that the function names"
     )
@@ -257,7 +279,10 @@ def _guarded(f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Scr
     _guard_positional(walk, parameter_names(f, len(args)), args)
     _guard_keywords(walk, kwargs)
     walk.add_functions()
-    walk.add(f, "f", _name(f))
+    walk.add(f, "f", name_of(f))
+    for k, hook in enumerate(module_hooks()):
+        name = script.assign(f"{script.constant(module_hooks)}()[{k}]", "the hooks of all modules")
+        walk.add(hook, name, name_of(hook))
     return script, walk
 
 
@@ -272,54 +297,6 @@ def _guard_keywords(walk: _Arguments, kwargs: dict[str, Any]) -> None:
     condition = f"[*kwargs] != {walk.script.constant(names)}" if names else "kwargs"
     walk.script.miss_if(condition, "the keyword arguments", str(names), "str([*kwargs])")
     walk.add_all(kwargs.values(), walk.script.unpack("kwargs.values()", names, "kwargs"), names)
-
-
-def parameter_names(f: Any, count: int) -> list[str]:
-    """What the function calls its first arguments."""
-    names = [p.name for p in parameters_of(f) if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return (names + [f"args[{k}]" for k in range(len(names), count)])[:count]
-
-
-def _name(f: Any) -> str:
-    """What the user calls a function."""
-    while isinstance(f, functools.partial):
-        f = f.func
-    name = getattr(f, "__name__", None)
-    return name if isinstance(name, str) else type(f).__name__
-
-
-def title(f: Any) -> str:
-    """A function as messages name it: what the user calls it, and where it stands."""
-    return f"{_name(f)}{_place(f)}"
-
-
-def _place(f: Any) -> str:
-    code = getattr(_function_of(f), "__code__", None)
-    return f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
-
-
-def _function_of(f: Any) -> Any:
-    """The Python function that runs when f is called, as far as that is known without calling it."""
-    while not isinstance(f, FunctionType):
-        if isinstance(f, MethodType):
-            f = f.__func__
-        elif isinstance(f, functools.partial):
-            f = f.func
-        else:
-            return type(f)
-    return f
-
-
-def kind_of(f: Any) -> Hashable:
-    """What all functions have in common that could share a program: the code of a function, or the class of an object.
-
-    A lambda made anew has the code of the one before; code is told apart by identity, since equal code may differ in
-    its source line.
-    """
-    if isinstance(f, BuiltinFunctionType) and isinstance(f.__self__, (ModuleType, type, NoneType)):
-        return f
-    function = _function_of(f)
-    return id(function.__code__) if isinstance(function, FunctionType) else function
 
 
 class Cache:
@@ -351,7 +328,7 @@ class Cache:
                 self._put(place, entry)
                 return entry, flat
         if entries and LOG.isEnabledFor(logging.INFO):
-            LOG.info("%s is traced again: %s", _name(f), entries[0].explain(f, args, kwargs))
+            LOG.info("%s is traced again: %s", name_of(f), entries[0].explain(f, args, kwargs))
         return None
 
     def store(
@@ -363,9 +340,10 @@ class Cache:
         lifted: Sequence[torch.Tensor],
         constants: Sequence[bool],
         program: Any,
+        before: Before | None = None,
     ) -> Entry:
         """Keep a program for calls like this one, and return its entry.  Arguments and errors as of `make_entry`."""
-        entry = make_entry(f, args, kwargs, lifted, constants, program)
+        entry = make_entry(f, args, kwargs, lifted, constants, program, before)
         if entry.reusable:
             self._put((key, kind_of(f)), entry)
         return entry

@@ -42,6 +42,7 @@ tree_unflatten: Callable[..., Any] = _private("torch.utils._pytree:tree_unflatte
 MappingKey: Any = _private("torch.utils._pytree:MappingKey")
 TorchDispatchMode: Any = _private("torch.utils._python_dispatch:TorchDispatchMode")
 disable_current_modes: Callable[..., Any] = _private("torch.utils._python_dispatch:_disable_current_modes")
+disable_function_modes: Callable[..., Any] = _private("torch._C:DisableTorchFunction")
 is_wrapper_subclass: Callable[..., bool] = _private("torch.utils._python_dispatch:is_traceable_wrapper_subclass")
 would_decompose: Callable[..., bool] = _private("torch.utils._python_dispatch:autograd_would_have_decomposed")
 enable_python_dispatcher: Callable[..., Any] = _private("torch._dispatch.python:enable_python_dispatcher")
@@ -79,6 +80,8 @@ _TENSOR: Any = Tensor
 count_writes: Callable[[Tensor], int] = _TENSOR._version.__get__  # as `version`, for tensors that count at all
 base_of: Callable[[Tensor], Tensor | None] = _TENSOR._base.__get__
 before_any_module: Callable[..., Any] = _private("torch.nn.modules.module:register_module_forward_pre_hook")
+global_pre_hooks: dict[int, Callable[..., Any]] = _private("torch.nn.modules.module:_global_forward_pre_hooks")
+global_forward_hooks: dict[int, Callable[..., Any]] = _private("torch.nn.modules.module:_global_forward_hooks")
 after_any_module: Callable[..., Any] = _private("torch.nn.modules.module:register_module_forward_hook")
 # Where an instance of `nn.RNNBase` keeps the weights of its last call.
 RECURRENT_WEIGHT_LISTS = ("_flat_weights", "_flat_weight_refs")

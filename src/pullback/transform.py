@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from .capture import Captured, capture
+from .changes import Before
 from .collection import collection_paused
 from .compilation import Compiled
 from .compiled import CompiledFunction, types_of
@@ -17,13 +18,15 @@ from .errors import ArgumentError, CaptureError, PullbackError
 from .files import Contents
 from .graph import differentiable_inputs
 from .guards import is_transforming
+from .impurity import capture_purely
 from .own_derivatives import ATTACH
 from .recording import CURRENT, adopt_constants, adopt_statistics
 from .rules import RULES
-from .signature import CACHE, Entry, Signature, check_arguments, make_entry, parameter_names, title
+from .signature import CACHE, Entry, Signature, check_arguments
 from .stages import Plan
 from .structure import positions_in
 from .tapes import is_recording
+from .titles import parameter_names, title
 from .torch_private import is_traced, set_grad_enabled, tree_flatten
 
 
@@ -180,16 +183,16 @@ def find(
         return found
     _check_function(f)
     check_call(kind.argnums, args, title(f))
-    before = None
-    if kind.is_final:
-        before = make_entry(f, args, kwargs, (), (), None)
-    else:
-        check_arguments(f, args, kwargs)
-    with collection_paused():
-        captured, executable = _compile(kind, f, args, kwargs, backend)
-        if before is not None:
-            _refuse_changes(before, f, args, kwargs)
-        entry = CACHE.store(key, f, args, kwargs, captured.lifted, captured.constants, executable)
+    before = check_arguments(f, args, kwargs)
+    try:
+        with collection_paused():
+            work = functools.partial(_compile, kind, f, args, kwargs, backend)
+            captured, executable = capture_purely(work, before.names, before.generators)
+            if kind.is_final:
+                _refuse_changes(before, f, args, kwargs)
+            entry = CACHE.store(key, f, args, kwargs, captured.lifted, captured.constants, executable, before)
+    finally:
+        before.put_back()
     return entry, flat_tensors(captured, args, kwargs)
 
 
@@ -249,9 +252,9 @@ def _context() -> str:
     return "plain" if trace is None else "last"
 
 
-def _refuse_changes(before: Entry, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _refuse_changes(before: Before, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Refuse a function that changed numbers, lists or attributes of its surroundings, which a program would not."""
-    changed = before.explain(f, args, kwargs)
+    changed = before.script.failure(f, args, kwargs)
     if changed is not None:
         raise CaptureError(
             f"{title(f)} changes what is no tensor, which its program could not repeat: {changed}. Do that outside of "

@@ -24,7 +24,8 @@ from .emit.python import Program
 from .errors import ArgumentError, VerificationError
 from .graph import Graph, Node, Value, values_in
 from .rules import RULES
-from .signature import Entry, title
+from .signature import Entry
+from .titles import title
 from .torch_private import tree_leaves
 from .transform import Transform, captured_call, find, flat_tensors
 

@@ -16,6 +16,8 @@ DTYPES = ("float32", "float64")
 class TrainingError(PullbackError, ValueError):
     """A training run cannot start: a setting makes no sense, or data cannot be read."""
 
+    names_line = False
+
 
 @dataclass(frozen=True)
 class Settings:
