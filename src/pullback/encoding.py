@@ -39,6 +39,8 @@ _FURTHER = frozenset(
 class UnknownContent(PullbackError):
     """Something that a file cannot hold, or may not."""
 
+    names_line = False
+
 
 @cache
 def is_allowed(op: str) -> bool:

@@ -67,6 +67,8 @@ class SignatureError(ArgumentError):
 class ProgramFileError(PullbackError):
     """A compiled function cannot be written to a file, or a file holds none that can run here; names the path."""
 
+    names_line = False  # one sentence: the fault is the file's
+
 
 class BatchError(PullbackError, ValueError):
     """A function mixes the samples of a batch, where each was to be differentiated by itself; names the operator."""
@@ -74,6 +76,8 @@ class BatchError(PullbackError, ValueError):
 
 class GraphError(PullbackError):
     """A stage handed over a graph that contradicts itself.  This is a fault of `pullback`, not of its caller."""
+
+    names_line = False
 
 
 class UnsupportedTorchError(PullbackError, ImportError):
