@@ -73,16 +73,20 @@ def recurrent(function: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(input: Tensor, states: Any, weights: Any, *args: Any) -> Any:
         is_packed = isinstance(states, Tensor) and not states.is_floating_point()  # sizes; refused further on
-        if is_packed or not (args[2] and args[3] and args[1] > 1):
+        if is_packed:
             return function(input, states, weights, *args)
         has_biases, layers, p, train, bidirectional, batch_first = args
-        output = input.transpose(0, 1) if batch_first else input
-        finals = []
+        if batch_first:  # PyTorch would transpose its result in place
+            output, *final = run(input.transpose(0, 1), states, weights, *args[:-1], False)
+            return (output.transpose(0, 1), *final)
+        if not (p and train and layers > 1):
+            return function(input, states, weights, *args)
+        output, finals = input, []
         for k, (state, own) in enumerate(zip(_shares(states, layers), _shares(weights, layers), strict=True)):
             output = torch.dropout(output, p, True) if k else output
             output, *final = function(output, state, own, has_biases, 1, 0.0, train, bidirectional, False)
             finals.append(final)
-        return (output.transpose(0, 1) if batch_first else output, *map(torch.cat, zip(*finals, strict=True)))
+        return (output, *map(torch.cat, zip(*finals, strict=True)))
 
     return run
 
