@@ -49,6 +49,10 @@ SAMPLES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
 }
 MORE: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "acosh.default": [case(A + 1)],
+    **{f"{op}.default": [case(torch.complex(A, B))] for op in ("_conj", "_conj_physical", "view_as_real", "angle")},
+    "sgn.default": [case(torch.complex(A, B)), case(A)],
+    "complex.default": [case(A, B)],
+    "view_as_complex.default": [case(torch.rand(3, 2))],
     "bitwise_not.default": [case(N), case(M)],
     "threshold.default": [case(A, 0.5, 0.0)],
     "logit.default": [case(A, 1e-6)],

@@ -59,11 +59,12 @@ def read(value: Value, axes: Iterable[Index], grid: Grid, arrays: Arrays) -> np.
 def dense_term(part: Term, out_shape: tuple[int, ...], in_shape: tuple[int, ...], arrays: Arrays) -> np.ndarray:
     """All entries of one term, of shape out_shape + in_shape."""
     grid = grid_of(term_labels(part))
-    product = np.full(grid_size(grid), float(part.scale))
+    product = np.full(grid_size(grid), part.scale, dtype=complex if part.is_complex else float)
     for factor in part.factors:
-        product *= read(factor.value, factor.axes, grid, arrays)
+        entries = read(factor.value, factor.axes, grid, arrays)
+        product *= entries.conj() if factor.conj else entries
     shape = out_shape + in_shape
-    result = np.zeros(prod(shape))
+    result = np.zeros(prod(shape), dtype=product.dtype)
     np.add.at(result, flat_position(part.out + part.inp, shape, grid, arrays), product)
     return result.reshape(shape)
 
@@ -75,6 +76,25 @@ def dense(jac: Jac, arrays: Arrays) -> np.ndarray:
         assert not isinstance(part, Kernel)
         result = result + dense_term(part, jac.out_shape, jac.in_shape, arrays)
     return result
+
+
+def real_matrix(jac: Jac, arrays: Arrays) -> np.ndarray:
+    """A Jacobian over the real numbers, where a complex number is a pair: its real and its imaginary part.
+
+    Of shape (pairs of out, pairs of in), the pairs behind each other: first all real parts, then all imaginary ones.
+    """
+    linear = np.zeros(jac.out_shape + jac.in_shape, dtype=complex)
+    antilinear = np.zeros_like(linear)
+    for part in jac.parts:
+        assert isinstance(part, Term)
+        total = antilinear if part.antilinear else linear
+        total += dense_term(part, jac.out_shape, jac.in_shape, arrays)
+    rows, columns = prod(jac.out_shape), prod(jac.in_shape)
+    a, b = linear.reshape(rows, columns), antilinear.reshape(rows, columns)
+    blocks = np.block([[(a + b).real, (b - a).imag], [(a + b).imag, (a - b).real]])
+    kept_rows = slice(None) if jac.out_dtype == "complex128" else slice(rows)
+    kept_columns = slice(None) if jac.in_dtype == "complex128" else slice(columns)
+    return blocks[kept_rows, kept_columns]
 
 
 def matmul(left: np.ndarray, right: np.ndarray, rank: int) -> np.ndarray:

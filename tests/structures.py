@@ -3,7 +3,7 @@
 Entries are small integers in float64, so that equal Jacobians have equal entries, to the last bit.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from hypothesis import settings
@@ -37,9 +37,11 @@ class World:
     def value(self, shape: Shape, dtype: str = "float64", below: int = 4) -> Value:
         """A tensor of random entries: -3 … 3, 0 or 1 (bool), or positions below a bound (int64)."""
         random = np.random.default_rng(self.number(0, 9))
-        low, high = {"float64": (-3, 4), "bool": (0, 2), "int64": (0, below)}[dtype]
+        low, high = {"float64": (-3, 4), "complex128": (-3, 4), "bool": (0, 2), "int64": (0, below)}[dtype]
         value = Value(f"v{len(self.arrays)}", shape, dtype)
         self.arrays[value] = random.integers(low, high, shape).astype(dtype)
+        if dtype == "complex128":
+            self.arrays[value] += 1j * random.integers(low, high, shape)
         return value
 
     def label(self, pool: list[Label], sizes: list[int], most: int) -> Label | None:
@@ -156,12 +158,12 @@ class NumpyRealiser:
             Term(part.scale, part.factors, tuple(map(whole, kept)), part.inp), sizes, in_shape, self.arrays
         )
         axes = plain_axes(in_shape)
-        return Term(1, (Factor(self._enter(payload), (*map(whole, kept), *axes)),), part.out, axes)
+        factor = Factor(self._enter(payload), (*map(whole, kept), *axes))
+        return Term(1, (factor,), part.out, axes, part.antilinear)
 
     def dense_output(self, part: Term, out_shape: Shape, dtype: str) -> Term:
         """The same term with plain labels on its output side; the input side keeps its labels."""
-        flipped = self.dense_input(Term(part.scale, part.factors, part.inp, part.out), out_shape, dtype)
-        return Term(flipped.scale, flipped.factors, flipped.inp, flipped.out)
+        return swapped(self.dense_input(swapped(part), out_shape, dtype))
 
     def identity(self, shape: Shape, dtype: str) -> Term:
         """A dense identity."""
@@ -169,15 +171,19 @@ class NumpyRealiser:
         out, inp = plain_axes(shape), plain_axes(shape)
         return Term(1, (Factor(self._enter(payload), out + inp),), out, inp)
 
-    def pull(self, part: Term, kernel: Kernel, shape: Shape, dtype: str) -> Term:
+    def pull(self, part: Term, kernel: Kernel, edge: Jac, dtype: str) -> Term:
         """The kernels of these tests are calls `multiply(matrix, □)`, where the matrix has the result's axes first."""
-        return self._multiplied(part, self.arrays[kernel.pull.args[0]], shape)
+        adjoint = self.arrays[kernel.pull.args[0]]  # of a row it takes the transpose of the map, of its conjugate that
+        return self._multiplied(part, adjoint if part.antilinear else adjoint.conj(), edge.in_shape)
 
-    def push(self, kernel: Kernel, part: Term, shape: Shape, dtype: str) -> Term:
+    def push(self, kernel: Kernel, part: Term, edge: Jac, dtype: str) -> Term:
         """Matrix · tangent."""
-        flipped = Term(part.scale, part.factors, part.inp, part.out)
-        product = self._multiplied(flipped, self.arrays[kernel.push.args[0]], shape)
-        return Term(product.scale, product.factors, product.inp, product.out)
+        product = self._multiplied(swapped(part), self.arrays[kernel.push.args[0]], edge.out_shape)
+        return swapped(product)
+
+    def settled(self, jac: Jac, rows: bool) -> Jac:
+        """As it is: what the laws say of a product does not depend on it."""
+        return jac
 
     def _multiplied(self, part: Term, matrix: np.ndarray, shape: Shape) -> Term:
         """A term times a matrix from the axes of its input side to axes of this shape."""
@@ -189,12 +195,18 @@ class NumpyRealiser:
         last = [range(array.ndim - rank, array.ndim) for array in (payload, matrix)]
         axes = plain_axes(shape)
         value = self._enter(np.tensordot(payload, matrix, (list(last[0]), list(last[1]))))
-        return Term(1, (Factor(value, (*map(whole, kept), *axes)),), part.out, axes)
+        return Term(1, (Factor(value, (*map(whole, kept), *axes)),), part.out, axes, part.antilinear)
 
     def _enter(self, payload: np.ndarray) -> Value:
-        value = Value(f"dense{len(self.arrays)}", payload.shape, "float64")
-        self.arrays[value] = np.asarray(payload, dtype=np.float64)
+        payload = np.asarray(payload, dtype=np.complex128 if np.iscomplexobj(payload) else np.float64)
+        value = Value(f"dense{len(self.arrays)}", payload.shape, str(payload.dtype))
+        self.arrays[value] = payload
         return value
+
+
+def swapped(part: Term) -> Term:
+    """The same entries, with the sides exchanged."""
+    return replace(part, out=part.inp, inp=part.out)
 
 
 def whole(label: Label) -> Axis:

@@ -30,7 +30,8 @@ def drawn(argument: Any) -> Any:
         return [drawn(item) for item in argument]
     if isinstance(argument, T):
         low, high = argument.domain
-        return low + (high - low) * torch.rand(argument.shape)
+        real, imaginary = (low + (high - low) * torch.rand(argument.shape) for _ in range(2))
+        return torch.complex(real, imaginary) if argument.complex else real
     if isinstance(argument, I):
         return torch.randint(max(argument.bound, 1), argument.shape)
     if isinstance(argument, B):

@@ -42,19 +42,20 @@ LAYERS: dict[int, tuple[str, ...]] = {
     8: ("detachment", "effects", "user_functions", "control_flow"),
     7: ("recording", "structure", "titles", "history", "leaves"),
     6: ("provenance", "composites", "decompositions", "nested", "tapes"),
-    5: ("torch_private", "dtypes", "library", "geometry"),
+    5: ("torch_private", "dtypes", "library", "geometry", "matrix_functions"),
     4: ("expressions",),
     3: ("terms",),
-    2: ("index", "own_derivatives", "regions"),
-    1: ("graph",),
-    0: ("errors", "collection", "keys"),
+    2: ("parts",),
+    1: ("index", "own_derivatives", "regions", "promotion"),
+    0: ("graph",),
+    -1: ("errors", "collection", "keys"),
 }
 STOREY = {module: storey for storey, modules in LAYERS.items() for module in modules}
 
 # The core between capture and emission knows no tensors.
 WITHOUT_TORCH = (
-    *("errors", "graph", "own_derivatives", "regions", "keys", "index", "terms", "expressions", "stages", "cost"),
-    *("rules", "passes", "planner", "elimination"),
+    *("errors", "graph", "own_derivatives", "regions", "keys", "index", "promotion", "parts"),
+    *("terms", "expressions", "stages", "cost", "rules", "passes", "planner", "elimination"),
 )
 
 # Imports inside a function: an optional extra, in the one function that needs it.

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from oracle import dense, matmul, positions
+from oracle import dense, matmul, positions, real_matrix
 from pullback.errors import GraphError
 from pullback.graph import Value
 from pullback.index import CANONICAL, Axis, Indices, Lookup, fresh, is_whole, of_label, plain_axes
 from pullback.terms import (
     HOLE,
     Application,
+    Chain,
     Factor,
     Jac,
     Kernel,
@@ -28,6 +29,7 @@ from pullback.terms import (
     free_labels,
     identity,
     is_relabelling,
+    normalised,
     pattern,
     rename,
     summed_labels,
@@ -137,6 +139,100 @@ def test_shapes_that_do_not_meet_are_refused() -> None:
         compose(identity((2,), "float64"), identity((3,), "float64"), NumpyRealiser({}))
     with pytest.raises(GraphError, match="does not fit"):
         Jac((Term(1, (), (), ()),), (2,), ()).check()
+
+
+# ---------------------------------------------------------------- complex numbers
+
+
+DTYPES = ("complex128", "float64")
+
+
+def complex_chain(world: World, length: int, terms: int = 2) -> list[Jac]:
+    """Jacobians between real and complex tensors that can be multiplied in this order."""
+    shapes = [shape(world, 1, SMALL) for _ in range(length + 1)]
+    dtypes = [world.choose(*DTYPES) for _ in range(length + 1)]
+    ends = list(zip(shapes, dtypes, strict=True))
+    return [complex_jac(world, out, inp, terms) for out, inp in pairwise(ends)]
+
+
+def complex_jac(world: World, out: tuple, inp: tuple, terms: int = 2) -> Jac:
+    """A sum of terms, some of them complex and some antilinear, as a rule might return them."""
+    made = jac(world, out[0], inp[0], terms, most=2).parts
+    parts = tuple(complexified(world, part) for part in made)
+    return normalised(Jac(parts, out[0], inp[0], out[1], inp[1]))
+
+
+def complexified(world: World, part: Term) -> Term:
+    """The same places, with other entries."""
+    factors = tuple(
+        Factor(world.value(f.value.shape, "complex128"), f.axes, world.choose(False, True))
+        if world.choose(False, True)
+        else f
+        for f in part.factors
+    )
+    scale = world.choose(part.scale, 2j, 1 - 1j)
+    return Term(scale, factors, part.out, part.inp, world.choose(False, True))
+
+
+@LAWS
+@given(worlds())
+def test_complex_composition_is_that_of_real_matrices(world: World) -> None:
+    """In both bracketings, whether what lies between is real or complex."""
+    a, b, c = complex_chain(world, 3, terms=1)
+    x, y, z = (real_matrix(j, world.arrays) for j in (a, b, c))
+    ab, bc = product(a, b, world), product(b, c, world)
+    assert np.array_equal(real_matrix(ab, world.arrays), x @ y)
+    assert np.array_equal(real_matrix(product(ab, c, world), world.arrays), x @ y @ z)
+    assert np.array_equal(real_matrix(product(a, bc, world), world.arrays), x @ y @ z)
+
+
+@LAWS
+@given(worlds())
+def test_complex_composition_distributes_over_addition(world: World) -> None:
+    a, b = complex_chain(world, 2)
+    expected = real_matrix(a, world.arrays) @ real_matrix(b, world.arrays)
+    assert np.array_equal(real_matrix(product(a, b, world), world.arrays), expected)
+
+
+@LAWS
+@given(worlds())
+def test_the_complex_transpose_is_the_adjoint_of_the_real_inner_product(world: World) -> None:
+    """Re⟨u, v⟩ is the inner product of the pairs, in which the adjoint is the transpose; it reverses products."""
+    a, b = complex_chain(world, 2)
+    assert np.array_equal(real_matrix(transpose(a), world.arrays), real_matrix(a, world.arrays).T)
+    assert transpose(transpose(a)) == a
+    reverse = product(transpose(b), transpose(a), world)
+    expected = real_matrix(product(a, b, world), world.arrays).T
+    assert np.array_equal(real_matrix(reverse, world.arrays), expected)
+
+
+def test_real_jacobians_stay_as_cheap_as_they_are() -> None:
+    """No term is split, conjugated or flagged where no number is complex."""
+    i, x = fresh(5), Value("x", (5,), "float64")
+    diagonal = Jac((make_term((of_label(i),), (of_label(i),), Factor(x, (of_label(i),))),), (5,), (5,))
+    (part,) = compose(diagonal, diagonal, NumpyRealiser({})).parts
+    assert part.scale == 1
+    assert not part.antilinear
+    assert not any(f.conj for f in part.factors)
+    assert transpose(diagonal).parts[0].factors == diagonal.parts[0].factors
+
+
+# ---------------------------------------------------------------- chains
+
+
+@LAWS
+@given(worlds())
+def test_a_chain_is_the_product_of_its_factors(world: World) -> None:
+    a, b, c, d = complex_chain(world, 4, terms=1)
+    x, y, z, w = (real_matrix(j, world.arrays) for j in (a, b, c, d))
+    chain_of = Jac((Chain((b, c)),), b.out_shape, c.in_shape, b.out_dtype, c.in_dtype)
+    assert np.array_equal(real_matrix(product(a, chain_of, world), world.arrays), x @ y @ z)
+    assert np.array_equal(real_matrix(product(chain_of, d, world), world.arrays), y @ z @ w)
+    back = product(transpose(chain_of), transpose(a), world)
+    assert np.array_equal(real_matrix(back, world.arrays), (x @ y @ z).T)
+    whole = Jac((Chain((a, b)),), a.out_shape, b.in_shape, a.out_dtype, b.in_dtype)
+    rest = Jac((Chain((c, d)),), c.out_shape, d.in_shape, c.out_dtype, d.in_dtype)
+    assert np.array_equal(real_matrix(product(whole, rest, world), world.arrays), x @ y @ z @ w)
 
 
 # ---------------------------------------------------------------- one term

@@ -13,9 +13,28 @@ import torch
 from .compilation import OrderName, Task, compile_derivative, jvp_task, merged_tasks, split_program, vjp_task
 from .dtypes import torch_dtype
 from .emit.python import emit_python
+from .errors import ArgumentError
 from .graph import Graph, Value, live_nodes
 
 Run = Callable[..., tuple[Any, ...]]
+
+
+def check_real(sources: Sequence[Value], outputs: Sequence[Value], title: str, chunk_size: int | None) -> None:
+    """Raise ArgumentError for a Jacobian between complex tensors, z ↦ A z + B z̄, and for chunks of complex ones."""
+    of_complex = [v for v in sources if not v.is_floating]
+    complex_ones = [v for v in outputs if not v.is_floating]
+    if of_complex and complex_ones:
+        raise ArgumentError(
+            f"the Jacobian of {complex_ones[0].type} in {of_complex[0].type} ({title}) is linear over the real numbers "
+            "only, and no array of numbers: write f in terms of torch.view_as_real(z) and let it return "
+            "torch.view_as_real(f(z)), or use vjp or jvp"
+        )
+    if chunk_size is not None and (of_complex or complex_ones):
+        seen = (of_complex or complex_ones)[0].type
+        raise ArgumentError(
+            f"chunk_size={chunk_size}: {title} takes or returns {seen}, and chunks are of real numbers: leave "
+            "chunk_size out, or use torch.view_as_real"
+        )
 
 
 def jacobian_in_chunks(

@@ -22,7 +22,7 @@ from .emit.python import Program
 from .emit.schedule import schedule
 from .errors import ArgumentError
 from .expressions import Builder
-from .graph import FLOATING, Graph, Value, live_nodes, values_in
+from .graph import COMPLEX, Graph, Value, complex_of, live_nodes, real_of, values_in
 from .index import Axis, plain_axes
 from .passes.accumulation import accumulate
 from .passes.local_jacobians import Request, linearise
@@ -195,7 +195,9 @@ def _written_out(task: Task, known: Mapping[tuple[Value, Value], Value], builder
 
 
 def _zero(builder: Builder, target: Value, source: Value, by_target: bool) -> Value:
-    shape, dtype = target.shape + source.shape, target.dtype if by_target else source.dtype
+    is_complex = target.dtype in COMPLEX or source.dtype in COMPLEX
+    dtype = target.dtype if by_target else source.dtype
+    shape, dtype = target.shape + source.shape, complex_of(dtype) if is_complex else dtype
     return builder.node("zeros", (shape, dtype), [(shape, dtype)])[0]
 
 
@@ -267,7 +269,7 @@ def _batch_first(root: Value, at_root: int | None, leaf: Value, at_leaf: int | N
 def vjp_task(graph: Graph, sources: Sequence[Value], outputs: Sequence[int], rows: int | None = None) -> Task:
     """The sum over the outputs of cotangent · Jacobian; `rows`: that many cotangents at once, along a leading axis."""
     width = () if rows is None else (rows,)
-    root = Value("loss", width, sources[0].dtype, sources[0].device)
+    root = Value("loss", width, real_of(sources[0].dtype), sources[0].device)
     out = plain_axes(width)
     seeds: dict[tuple[Value, Value], Jac] = {}
     cotangents = []
@@ -276,9 +278,10 @@ def vjp_task(graph: Graph, sources: Sequence[Value], outputs: Sequence[int], row
         cotangent = Value(f"cotangent_{number}", width + output.shape, output.dtype, output.device)
         cotangents.append(cotangent)
         axes = plain_axes(output.shape)
-        term = Term(1, (Factor(cotangent, _trivial(out + axes, cotangent.shape)),), out, axes)
+        entry = Factor(cotangent, _trivial(out + axes, cotangent.shape), conj=output.dtype in COMPLEX)
+        term = Term(1, (entry,), out, axes)
         known = seeds.get((output, root))
-        jac = Jac((term,), width, output.shape, output.dtype, output.dtype)
+        jac = Jac((term,), width, output.shape, root.dtype, output.dtype)
         seeds[output, root] = jac if known is None else replace(known, parts=known.parts + jac.parts)
     seeded = replace(graph, inputs=(*graph.inputs, *cotangents))
     request = Request(tuple(sources), (root,), seeds)
@@ -288,7 +291,7 @@ def vjp_task(graph: Graph, sources: Sequence[Value], outputs: Sequence[int], row
 def jvp_task(graph: Graph, sources: Sequence[Value], outputs: Sequence[int], columns: int | None = None) -> Task:
     """Jacobian · tangent for each of the outputs; `columns`: that many tangents at once, along a trailing axis."""
     width = () if columns is None else (columns,)
-    root = Value("direction", width, sources[0].dtype, sources[0].device)
+    root = Value("direction", width, real_of(sources[0].dtype), sources[0].device)
     inp = plain_axes(width)
     seeds: dict[tuple[Value, Value], Jac] = {}
     tangents = []
@@ -297,7 +300,7 @@ def jvp_task(graph: Graph, sources: Sequence[Value], outputs: Sequence[int], col
         tangents.append(tangent)
         axes = plain_axes(source.shape)
         term = Term(1, (Factor(tangent, _trivial(axes + inp, tangent.shape)),), axes, inp)
-        seeds[root, source] = Jac((term,), source.shape, width, source.dtype, source.dtype)
+        seeds[root, source] = Jac((term,), source.shape, width, source.dtype, root.dtype)
     targets = []
     for number in outputs:
         output = _output(graph, number, sources[0])
@@ -361,8 +364,8 @@ def differentiated_values(graph: Graph, sources: Sequence[Value], targets: Seque
 def check_sources(sources: Sequence[Value], describe: Callable[[Value], str]) -> None:
     """Raise ArgumentError unless every source has a derivative at all."""
     for value in sources:
-        if value.dtype not in FLOATING:
+        if not value.is_differentiable:
             raise ArgumentError(
-                f"{describe(value)} is {value.type}: only float16, bfloat16, float32 and float64 tensors can be "
-                "differentiated with respect to; convert it, or leave it out of argnums"
+                f"{describe(value)} is {value.type}: only float16, bfloat16, float32, float64 and complex tensors can "
+                "be differentiated with respect to; convert it, or leave it out of argnums"
             )

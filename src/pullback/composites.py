@@ -5,6 +5,8 @@ and the norms keep theirs.  `torch.cov` looks at the number of observations as a
 `torch.corrcoef` is made of it.  Dropout would copy its operand where nothing is dropped, so that a change of it in
 place would be lost; and when PyTorch 2.13 takes a recurrent network apart, it loses the dropout between the layers.
 Its module keeps a list of the weights that it saw last, which a capture must not leave full of fake ones.
+The shapes of what `torch.linalg.lstsq` returns depend on the rank of the matrix, which is taken to be full.  Products
+of reflections are one product of matrices.
 """
 
 import itertools
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .matrix_functions import householder_product, ormqr
 from .torch_private import RECURRENT_WEIGHT_LISTS, before_any_module
 
 
@@ -55,6 +58,23 @@ def corrcoef(input: Tensor) -> Tensor:
         return covariance / covariance
     deviation = covariance.diagonal().sqrt()
     return (covariance / deviation[:, None] / deviation).clamp(-1, 1)
+
+
+def lstsq(A: Tensor, B: Tensor, rcond: float | None = None, *, driver: str | None = None) -> Any:
+    """As `torch.linalg.lstsq` of a matrix of full rank, on which the shape of its results depends."""
+    is_vector = B.dim() == 1 or (B.dim() == A.dim() - 1 and B.shape == A.shape[:-1])
+    right = B.unsqueeze(-1) if is_vector else B
+    solution = torch.linalg.pinv(A, rtol=rcond) @ right
+    residuals = solution.new_zeros(0)
+    driver = driver or ("gelsy" if A.device.type == "cpu" else "gels")
+    if A.shape[-2] > A.shape[-1] and driver != "gelsy":
+        rest = A @ solution - right
+        residuals = (rest * rest.conj()).real.sum(-2)
+    values = torch.linalg.svdvals(A.detach()) if driver in ("gelsd", "gelss") else A.new_zeros(0).abs()
+    solution = solution.squeeze(-1) if is_vector else solution
+    return torch.return_types.linalg_lstsq(  # type: ignore[attr-defined]
+        (solution, residuals, torch.linalg.matrix_rank(A.detach()), values)
+    )
 
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -170,6 +190,12 @@ COMPOSITES: dict[Any, Callable[..., Any]] = {
     torch.cov: cov,
     torch.Tensor.cov: cov,
     torch.corrcoef: corrcoef,
+    torch.linalg.lstsq: lstsq,
+    torch.linalg.householder_product: householder_product,
+    torch.orgqr: householder_product,
+    torch.Tensor.orgqr: householder_product,
+    torch.ormqr: ormqr,
+    torch.Tensor.ormqr: ormqr,
     functional.dropout: dropout,
     torch.dropout: torch_dropout,
     **{function: recurrent(function) for function in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)},

@@ -12,7 +12,7 @@ import torch
 
 from . import own_products, region_products  # noqa: F401  (define operators that programs call)
 from .capture import Captured
-from .chunks import jacobian_in_chunks
+from .chunks import check_real, jacobian_in_chunks
 from .compilation import (
     Compiled,
     OrderName,
@@ -166,7 +166,7 @@ class CapturedCall:
                     f"{self.title} returns {output!r} as output {k}; only tensors can be differentiated: return a "
                     "tensor, or return it through has_aux=True"
                 )
-            if not output.is_floating:
+            if not output.is_differentiable:
                 raise ArgumentError(
                     f"output {k} of {self.title} is {output.type}{self.line_of(output)}: it has no derivative; "
                     "return it through has_aux=True, or convert it to a floating dtype before it is computed"
@@ -252,6 +252,11 @@ class Gradient:
                 f"grad needs a scalar; {call.title} returns {value.type}{call.line_of(value)}: reduce it (for instance "
                 "by .sum() or .mean()), or use jacobian"
             )
+        if not value.is_floating:
+            raise ArgumentError(
+                f"grad needs a real scalar; {call.title} returns {value.type}{call.line_of(value)}: take its .real, "
+                ".imag or .abs(), or use vjp, whose cotangent says which part of it is meant"
+            )
 
 
 @dataclass(frozen=True)
@@ -269,6 +274,7 @@ class Jacobian:
         sources = call.sources(self.argnums)
         output, _, count = call.result(self.has_aux, 0)
         outputs = call.tensor_outputs(count)
+        check_real(sources, outputs, call.title, self.chunk_size)
         structure = self._structure(call, output, count, len(sources))
         if self.has_aux:  # the function's own results stand behind the Jacobians
             structure = (structure, call.result(True, count * len(sources))[1])

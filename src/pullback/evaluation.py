@@ -6,6 +6,7 @@ stays bounded.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -15,9 +16,9 @@ from torch import Tensor
 from .dtypes import torch_dtype
 from .errors import GraphError
 from .expressions import Contraction, Placement
-from .graph import DType, Node, Value
+from .graph import COMPLEX, DType, Node, Value
 from .index import Axis, Index, Indices, Label, labels_of, of_label
-from .terms import Application, Factor, Jac, Kernel, Scalar, fill, transpose
+from .terms import Application, Chain, Factor, Jac, Kernel, Scalar, Term, fill, transpose
 from .torch_private import overload
 
 Tensors = Mapping[Value, Tensor]
@@ -104,9 +105,13 @@ _DERIVED: dict[str, Callable[[Node, Tensors], Tensor]] = {
     "place": _place,
     "apply": _apply,
     "batched": _batched,
-    "cast": lambda node, values: values[node.args[0]].to(_dtype(node)),
+    "cast": lambda node, values: _cast(values[node.args[0]], _dtype(node)),
     "zeros": lambda node, values: torch.zeros(node.args[0], dtype=_dtype(node)),
 }
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return (tensor if dtype.is_complex else _real(tensor)).to(dtype)
 
 
 def _dtype(node: Node) -> torch.dtype:
@@ -126,22 +131,27 @@ def _call(application: Application, operand: Tensor, values: Tensors) -> Tensor:
 def dense(jac: Jac, values: Tensors) -> Tensor:
     """All entries of a structured Jacobian, of shape out_shape + in_shape.
 
+    Raises GraphError for an antilinear term, which no array of numbers can stand for.
+
     Cost: one multiplication for every setting of a term's labels; one call for every row of a kernel.
     """
-    dtype = torch_dtype(jac.in_dtype)
+    dtype = torch_dtype(jac.pull_dtype)
     total = torch.zeros(jac.out_shape + jac.in_shape, dtype=dtype)
     for part in jac.parts:
-        if isinstance(part, Kernel):
-            total += _dense_kernel(part, jac, values, dtype)
-        else:
-            reads = _reads(part.factors, values)
-            total += _add_up(part.scale, reads, part.out + part.inp, jac.out_shape + jac.in_shape, values, dtype)
+        if not isinstance(part, Term):
+            total += _dense_map(replace(jac, parts=(part,)), values, dtype)
+            continue
+        if part.antilinear:
+            raise GraphError(f"{part!r} is not linear over the complex numbers: use push and pull")
+        reads = _reads(part.factors, values)
+        total += _add_up(part.scale, reads, part.out + part.inp, jac.out_shape + jac.in_shape, values, dtype)
     return total
 
 
-def _dense_kernel(kernel: Kernel, jac: Jac, values: Tensors, dtype: torch.dtype) -> Tensor:
+def _dense_map(jac: Jac, values: Tensors, dtype: torch.dtype) -> Tensor:
+    """A kernel or a chain, row by row; a row is the conjugate of what a cotangent is pulled back to."""
     rows = torch.eye(prod(jac.out_shape), dtype=torch_dtype(jac.out_dtype)).reshape(-1, *jac.out_shape)
-    pulled = [_call(kernel.pull, row, values).to(dtype) for row in rows]
+    pulled = [pull(jac, values, row).conj().to(dtype) for row in rows]
     return (torch.stack(pulled) if pulled else torch.zeros(0)).reshape(jac.out_shape + jac.in_shape)
 
 
@@ -152,28 +162,40 @@ def pull(jac: Jac, values: Tensors, cotangent: Tensor) -> Tensor:
 
 def push(jac: Jac, values: Tensors, tangent: Tensor) -> Tensor:
     """J · tangent, in the shape and dtype of the output side."""
-    dtype = torch_dtype(jac.out_dtype)
+    dtype = torch_dtype(jac.push_dtype)
     total = torch.zeros(jac.out_shape, dtype=dtype)
     for part in jac.parts:
         if isinstance(part, Kernel):
             total += _call(part.push, tangent, values)
+        elif isinstance(part, Chain):
+            moved = tangent
+            for factor in part.factors[::-1]:
+                moved = push(factor, values, moved)
+            total += moved
         else:
-            reads = [*_reads(part.factors, values), (tangent, part.inp)]
+            incoming = tangent.conj() if part.antilinear else tangent
+            reads = [*_reads(part.factors, values), (incoming, part.inp)]
             total += _add_up(part.scale, reads, part.out, jac.out_shape, values, dtype)
-    return total
+    return total if jac.out_dtype in COMPLEX else _real(total).to(torch_dtype(jac.out_dtype))
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return tensor.real if tensor.is_complex() else tensor
 
 
 # ---------------------------------------------------------------- grids
 
 
 def _reads(factors: Iterable[Factor], values: Tensors) -> list[Read]:
-    return [(values[f.value], f.axes) for f in factors]
+    return [(values[f.value].conj() if f.conj else values[f.value], f.axes) for f in factors]
 
 
 def _add_up(
     scale: Scalar, reads: Sequence[Read], axes: Indices, shape: tuple[int, ...], values: Tensors, dtype: torch.dtype
 ) -> Tensor:
-    """result[axes] += scale · Π read, over every setting of all labels."""
+    """result[axes] += scale · Π read, over every setting of all labels; the real part, if the dtype is real."""
+    if not dtype.is_complex and (isinstance(scale, complex) or any(tensor.is_complex() for tensor, _ in reads)):
+        return _add_up(scale, reads, axes, shape, values, dtype.to_complex()).real
     result = torch.zeros(prod(shape), dtype=dtype)
     labels = dict.fromkeys([*labels_of(axes), *(s for _, read in reads for s in labels_of(read))])
     for grid, points in _grids(tuple(labels)):

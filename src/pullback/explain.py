@@ -19,7 +19,7 @@ from .expressions import Builder
 from .graph import COMPLEX, Graph, Node, Source, Value, format_argument, values_in
 from .notation import formula, structure
 from .rules import RULES
-from .rules.edges import edges_of, local_jacobian
+from .rules.edges import edges_of, holds_for_complex, local_jacobian
 from .stages import Edge
 from .terms import Jac
 from .torch_private import tree_flatten
@@ -124,10 +124,10 @@ class TracedGraph(Graph):
                 for edge in edges_of(node):
                     if edge.target in cotangents:
                         jac, extended, _ = self._edge(edge, known)
-                        arriving = pull(jac, extended, cotangents[edge.target]).to(known[edge.source].dtype)
+                        arriving = pull(jac, extended, cotangents[edge.target])
                         before = cotangents.get(edge.source)
                         cotangents[edge.source] = arriving if before is None else before + arriving
-        return {v.name: cotangents.get(v, torch.zeros_like(t)) for v, t in known.items() if v.is_floating}
+        return {v.name: cotangents.get(v, torch.zeros_like(t)) for v, t in known.items() if v.is_differentiable}
 
     def local_jacobian(self, edge: Edge, values: Mapping[str, torch.Tensor]) -> LocalJacobian:
         """The Jacobian on an edge at the values that `forward` returned, dense, as a formula and as a structure.
@@ -143,7 +143,8 @@ class TracedGraph(Graph):
         self, edge: Edge, known: Mapping[Value, torch.Tensor]
     ) -> tuple[Jac, dict[Value, torch.Tensor], Sequence[Node]]:
         """The local Jacobian, the values it is made of, and the nodes that compute those beyond the graph's."""
-        if edge.node.op not in RULES or {edge.source.dtype, edge.target.dtype} & COMPLEX:
+        is_complex = any(v.dtype in COMPLEX for v in (*edge.node.inputs, *edge.node.results))
+        if edge.node.op not in RULES or (is_complex and not holds_for_complex(edge.node.op)):
             raise MissingRuleError(
                 f"{edge} has no derivative rule for {edge.source.type}; it is used at {edge.node.source}: rewrite the "
                 "function without it, or cut it off with `.detach()`"
@@ -168,7 +169,7 @@ class TracedGraph(Graph):
             raise ArgumentError(f"the cotangent must have the structure of the output, {self.out_spec}; it has {spec}")
         seeds: dict[Value, torch.Tensor] = {}
         for value, tensor in zip(self.outputs, flat, strict=True):
-            if isinstance(value, Value) and value.is_floating:
+            if isinstance(value, Value) and value.is_differentiable:
                 tensor = _one(value, self.outputs) if cotangent is None else tensor
                 _check_type(value, tensor, "its cotangent must be given")
                 seeds[value] = seeds[value] + tensor if value in seeds else tensor

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Union, cast, overload
 
-from .graph import COMPLEX, FLOATING, Expression, Node, Source, Value
+from .graph import COMPLEX, Expression, Node, Source, Value, real_of
 from .index import Axis, Indices, Label, labels_of, tables_of
+from .promotion import broadcast, promote
 from .terms import Application, Factor, Scalar, Term, canonical
 
 
@@ -47,10 +48,8 @@ class Contraction(Expression):
 
     def replace_values(self, replacement: Callable[[Value], Any]) -> "Contraction":
         """The same expression of other tensors."""
-        return replace(
-            self,
-            factors=tuple(Factor(replacement(f.value), _replace_tables(f.axes, replacement)) for f in self.factors),
-        )
+        factors = (Factor(replacement(f.value), _replace_tables(f.axes, replacement), f.conj) for f in self.factors)
+        return replace(self, factors=tuple(factors))
 
     def __str__(self) -> str:
         summed = {label for f in self.factors for label in labels_of(f.axes)} - set(self.labels)
@@ -85,49 +84,6 @@ def _replace_tables(axes: Indices, replacement: Callable[[Value], Any]) -> Indic
         i if isinstance(i, Axis) else replace(i, table=replacement(i.table), axes=_replace_tables(i.axes, replacement))
         for i in axes
     )
-
-
-# ---------------------------------------------------------------- dtypes
-
-_RANK = {"bool": 0, "uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "float16": 6, "bfloat16": 6}
-_RANK |= {"float32": 7, "float64": 8, "complex32": 9, "complex64": 10, "complex128": 11}
-
-
-def promote(arguments: Sequence[Any], default: str = "float32") -> str:
-    """The dtype PyTorch computes in: tensors with axes before 0-d tensors before Python numbers, by category."""
-    classes: list[str] = ["", "", ""]
-    for argument in arguments:
-        if isinstance(argument, Value):
-            place, dtype = (0 if argument.shape else 1), argument.dtype
-        elif isinstance(argument, (bool, int, float, complex)):
-            place, dtype = 2, {bool: "bool", int: "int64", float: default, complex: "complex64"}[type(argument)]
-        else:
-            continue
-        classes[place] = _wider(classes[place], dtype)
-    result = ""
-    for dtype in classes:
-        if dtype and (not result or _category(dtype) > _category(result)):
-            result = dtype
-    return result or default
-
-
-def _wider(a: str, b: str) -> str:
-    if not a or not b:
-        return a or b
-    if {a, b} == {"float16", "bfloat16"}:
-        return "float32"
-    return a if _RANK[a] >= _RANK[b] else b
-
-
-def _category(dtype: str) -> int:
-    return 3 if dtype in COMPLEX else 2 if dtype in FLOATING else 0 if dtype == "bool" else 1
-
-
-def broadcast(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape that several shapes broadcast to; they are known to fit."""
-    rank = max((len(s) for s in shapes), default=0)
-    padded = [(1,) * (rank - len(s)) + tuple(s) for s in shapes]
-    return tuple(next((n for n in sizes if n != 1), 1) for sizes in zip(*padded, strict=True))
 
 
 # ---------------------------------------------------------------- building
@@ -203,8 +159,11 @@ class Builder:
     ) -> Value:
         """The payload of a term over some of its labels, one for each axis; `Axis(0)` is an axis of size 1."""
         shape = tuple(axis.parts[0][0].size if axis.parts else 1 for axis in axes)
-        if scale == 1 and len(factors) == 1 and factors[0].axes == axes and factors[0].value.shape == shape:
-            return self.cast(factors[0].value, dtype)
+        only = factors[0] if len(factors) == 1 and not factors[0].conj else None
+        if scale == 1 and only is not None and only.axes == axes and only.value.shape == shape:
+            return self.cast(only.value, dtype)
+        if isinstance(scale, complex) and dtype not in COMPLEX and all(f.value.dtype not in COMPLEX for f in factors):
+            scale = scale.real
         term = canonical(Term(scale, factors, axes, ()))
         expression = Contraction(scale, term.factors, cast(tuple[Axis, ...], term.out))
         return self.node("contract", (expression,), [(shape, dtype)], name=name)[0]
@@ -245,7 +204,7 @@ def hashable(tree: Any) -> Any:
     """A key under which 1, 1.0 and True differ, and so do 0.0 and −0.0."""
     if isinstance(tree, tuple):
         return tuple(map(hashable, tree))
-    if isinstance(tree, (bool, int, float)):
+    if isinstance(tree, (bool, int, float, complex)):
         return (type(tree), repr(tree))
     return tree
 
@@ -282,6 +241,24 @@ class Symbol:
 
     def __add__(self, other: Operand) -> "Symbol":
         return self if _is(other, 0) else self.of("add.Tensor", self, other)
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether its entries are complex numbers."""
+        return self.value.dtype in COMPLEX
+
+    @property
+    def real_dtype(self) -> str:
+        """The dtype of its real part."""
+        return real_of(self.dtype)
+
+    def conj(self) -> "Symbol":
+        """The complex conjugate; itself where it is real."""
+        return self.of("_conj_physical.default", self) if self.is_complex else self
+
+    def real_part(self) -> "Symbol":
+        """The real part; itself where it is real."""
+        return self.to(real_of(self.dtype))
 
     def __radd__(self, other: Scalar) -> "Symbol":
         return self + other
@@ -361,7 +338,8 @@ class Symbol:
         """Any other pointwise operator by its ATen name: `x.cos()`, `x.clamp_min(0)`."""
         if name.startswith("__"):
             raise AttributeError(name)
-        return lambda *others: self.of(f"{name}.default", self, *others)
+        dtype = self.real_dtype if name in ("abs", "angle") and self.is_complex else None
+        return lambda *others: self.of(f"{name}.default", self, *others, dtype=dtype)
 
     def to(self, dtype: str) -> "Symbol":
         """The same numbers in another dtype."""

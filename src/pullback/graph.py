@@ -18,7 +18,19 @@ from .errors import GraphError
 
 FLOATING = frozenset({"float16", "bfloat16", "float32", "float64"})
 COMPLEX = frozenset({"complex32", "complex64", "complex128"})
+_COMPLEX_OF = {"float16": "complex32", "bfloat16": "complex64", "float32": "complex64", "float64": "complex128"}
+_REAL_OF = {"complex32": "float16", "complex64": "float32", "complex128": "float64"}
 _serial = count()
+
+
+def real_of(dtype: str) -> str:
+    """The dtype of the real part of numbers of some dtype."""
+    return _REAL_OF.get(dtype, dtype)
+
+
+def complex_of(dtype: str) -> str:
+    """The complex dtype whose real part has some dtype."""
+    return _COMPLEX_OF.get(dtype, dtype)
 
 
 class DType(str):
@@ -58,8 +70,13 @@ class Value:
 
     @property
     def is_floating(self) -> bool:
-        """Whether a derivative with respect to this value exists at all."""
+        """Whether this value has real numbers for entries that vary continuously."""
         return self.dtype in FLOATING
+
+    @property
+    def is_differentiable(self) -> bool:
+        """Whether a derivative with respect to this value exists at all: it is real or complex."""
+        return self.dtype in FLOATING or self.dtype in COMPLEX
 
     @property
     def type(self) -> str:

@@ -10,10 +10,25 @@ from typing import Any
 from .expressions import Contraction, Placement
 from .graph import Node, Value, live_nodes
 from .index import Axis, Index, Indices, Label, labels_of, tables_of, whole_label
-from .terms import HOLE, Application, Factor, Jac, Kernel, Pattern, Scalar, Term, pattern, summed_labels, term_values
+from .terms import (
+    HOLE,
+    Application,
+    Chain,
+    Factor,
+    Jac,
+    Kernel,
+    Part,
+    Pattern,
+    Scalar,
+    Term,
+    pattern,
+    summed_labels,
+    term_values,
+)
 
 LETTERS = "ijklmnpqrstuvwxyz"
 LONGEST_INLINE = 40  # characters; a longer payload gets a line of its own
+CONJUGATE = "*"
 ATOM, POWER, PRODUCT, SUM, COMPARISON = 4, 3, 2, 1, 0
 
 Written = tuple[str, int]  # a formula, and how tightly it holds together
@@ -34,9 +49,9 @@ def structure(jac: Jac) -> str:
     if not jac.parts:
         return "zero"
     words = []
-    if any(isinstance(part, Kernel) for part in jac.parts):
+    if any(not isinstance(part, Term) for part in jac.parts):
         words.append("a linear operator, applied and never written out")
-    terms = Jac(tuple(p for p in jac.parts if not isinstance(p, Kernel)), jac.out_shape, jac.in_shape)
+    terms = Jac(tuple(p for p in jac.parts if isinstance(p, Term)), jac.out_shape, jac.in_shape)
     words += sorted({_words(p, jac) for p in pattern(terms)}, key=lambda text: (len(text), text))
     return " plus ".join(words) or "zero"
 
@@ -74,12 +89,24 @@ class _Letters(dict[Label, str]):
         return self[label]
 
 
-def _entries(part: Term | Kernel, target: Value, source: Value, written: Mapping[Value, Written]) -> str:
-    if isinstance(part, Kernel):
-        return f"∂{target.name} / ∂{source.name} = {_application(part.push)}, linear in □"
+def _entries(part: Part, target: Value, source: Value, written: Mapping[Value, Written]) -> str:
+    if not isinstance(part, Term):
+        return f"∂{target.name} / ∂{source.name} = {_map(part)}, linear in □"
     letters = _Letters()
-    left = f"∂{target.name}{_place(part.out, letters)} / ∂{source.name}{_place(part.inp, letters)}"
+    bar = CONJUGATE if part.antilinear else ""
+    left = f"∂{target.name}{_place(part.out, letters)} / ∂{source.name}{bar}{_place(part.inp, letters)}"
     return f"{left} = {_product(part.scale, part.factors, summed_labels(part), letters, written)}"
+
+
+def _map(part: Part) -> str:
+    """A linear map that is applied: an operator, or several one after another."""
+    if isinstance(part, Kernel):
+        return _application(part.push)
+    if isinstance(part, Chain):
+        return " ∘ ".join(" + ".join(map(_map, factor.parts)) for factor in part.factors)
+    letters = _Letters()
+    place = f"{_place(part.out, letters) or '[]'} ← □{_place(part.inp, letters)}"
+    return f"({_product(part.scale, part.factors, summed_labels(part), letters, {})} {place})"
 
 
 def _product(
@@ -95,7 +122,8 @@ def _product(
 
 def _entry(factor: Factor, letters: _Letters, written: Mapping[Value, Written]) -> str:
     text, strength = written.get(factor.value, (factor.value.name, ATOM))
-    return f"{text if strength == ATOM else f'({text})'}{_place(factor.axes, letters)}"
+    bar = CONJUGATE if factor.conj else ""
+    return f"{text if strength == ATOM else f'({text})'}{bar}{_place(factor.axes, letters)}"
 
 
 def _place(indices: Indices, letters: _Letters) -> str:
@@ -232,6 +260,8 @@ def _values(jac: Jac) -> list[Value]:
     for part in jac.parts:
         if isinstance(part, Kernel):
             found += [*part.push.values(), *part.pull.values()]
+        elif isinstance(part, Chain):
+            found += [value for factor in part.factors for value in _values(factor)]
         else:
             found += term_values(part)
     return found

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from . import torch_private as private
 from .composites import COMPOSITES
 from .graph import Source
+from .matrix_functions import raise_errors
 from .nested import flat_results, map_tensors, tensors_in
 from .provenance import describe, refusal, user_source
 from .torch_private import storage
@@ -248,6 +249,8 @@ class Recorder(private.TorchDispatchMode):
 
     def leaf(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make a call that stays in the graph."""
+        if op is ATEN._linalg_check_errors.default and raise_errors(self.steps, args[0]):
+            return None
         try:
             result = op(*args, **kwargs)
         except private.DataDependentOutput as error:

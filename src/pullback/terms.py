@@ -7,18 +7,23 @@ A Jacobian ∂y/∂x is a list of terms.  A term
 has an entry for every setting of its labels; a label on both sides is a δ, a label on neither side is summed.
 `y = tanh x` is one term (1 − y²)[i] with out = (i), inp = (i); `y = A B` is B[k,j] with out = (i,j), inp = (i,k).
 A linear map that no formula describes (a convolution) is a `Kernel`: it can be applied, forward or transposed.
+A `Chain` is a product of Jacobians that is applied one after another and not multiplied out: A⁻¹ dA A⁻¹.
+
+Complex numbers.  Between complex tensors a Jacobian is linear over the real numbers, z ↦ A z + B z̄, so that a term is
+linear or antilinear; where y is real, y = Re Σ …, and all terms are linear.  Transposes are those of the inner product
+Re⟨u, v⟩ = Re Σ ū v, as PyTorch's gradients are.  A row of a real y holds the conjugate of PyTorch's gradient.
 
 Terms are never merged here: (w @ w).sum() must not become a tensor with n⁴ entries.  What has to be computed to go on
 (a position that no closed form describes, a kernel applied to a payload) is asked of a `Realiser`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Protocol
+from typing import Protocol
 
 from .errors import GraphError
-from .graph import Expression, Value, replace_values, values_in
+from .graph import Value
 from .index import (
     Disjoint,
     Index,
@@ -35,116 +40,25 @@ from .index import (
     tables_of,
     unify,
 )
-
-Scalar = float | int
-
-
-class Hole:
-    """Where in an argument list the operand of a linear map goes."""
-
-    def __repr__(self) -> str:
-        return "□"
-
-
-HOLE = Hole()
-
-
-@dataclass(frozen=True, slots=True)
-class Factor:
-    """The entry of a tensor at a position."""
-
-    value: Value
-    axes: Indices
-
-    def __repr__(self) -> str:
-        return f"{self.value.name}[{', '.join(map(repr, self.axes))}]" if self.axes else self.value.name
-
-
-@dataclass(frozen=True, slots=True)
-class Term:
-    """One product; see the head of this file."""
-
-    scale: Scalar
-    factors: tuple[Factor, ...]
-    out: Indices
-    inp: Indices
-
-    def __repr__(self) -> str:
-        payload = " ".join(map(repr, self.factors))
-        scale = "" if self.scale == 1 and payload else f"{self.scale:g}" + (" " if payload else "")
-        return f"{scale}{payload} at ({', '.join(map(repr, self.out))} | {', '.join(map(repr, self.inp))})"
-
-
-@dataclass(frozen=True)
-class Application(Expression):
-    """A linear operator call with its operand left open: `op(*args)` with `HOLE` for the operand.
-
-    output: which of the operator's results is meant.
-    leading: whether the operator leaves further leading axes of the operand alone, so that many operands can be
-        passed at once by stacking them in front; otherwise they are mapped over.
-    """
-
-    op: str
-    args: tuple[Any, ...]
-    kwargs: tuple[tuple[str, Any], ...] = ()
-    output: int = 0
-    leading: bool = False
-
-    def values(self) -> Iterator[Value]:
-        """Every tensor but the operand."""
-        return values_in((self.args, self.kwargs))
-
-    def replace_values(self, replacement: Callable[[Value], Any]) -> "Application":
-        """The same call on other tensors."""
-        return replace(
-            self, args=replace_values(self.args, replacement), kwargs=replace_values(self.kwargs, replacement)
-        )
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(a.name if isinstance(a, Value) else repr(a) for a in self.args)
-        return f"{self.op}({arguments})"
-
-
-def fill(arguments: tuple[Any, ...], operand: Any) -> tuple[Any, ...]:
-    """The arguments with the operand in its place."""
-    return tuple(operand if a is HOLE else fill(a, operand) if isinstance(a, tuple) else a for a in arguments)
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A linear map from x to y by two operators: `push` takes a tangent of x to one of y, `pull` a cotangent back."""
-
-    push: Application
-    pull: Application
-
-    def __repr__(self) -> str:
-        return f"kernel {self.push!r}"
-
-
-Part = Term | Kernel
-
-
-@dataclass(frozen=True)
-class Jac:
-    """A Jacobian: parts that add up, the shapes on both sides, and the dtypes of both sides.
-
-    No parts means zero.  A cotangent is cast to `in_dtype` after all that arrives at x has been summed.
-    """
-
-    parts: tuple[Part, ...]
-    out_shape: tuple[int, ...]
-    in_shape: tuple[int, ...]
-    out_dtype: str = "float32"
-    in_dtype: str = "float32"
-
-    def check(self) -> None:
-        """Raise GraphError unless every term has one index for each axis."""
-        for part in self.parts:
-            if isinstance(part, Term) and (len(part.out), len(part.inp)) != (len(self.out_shape), len(self.in_shape)):
-                raise GraphError(f"term {part!r} does not fit shapes {self.out_shape} | {self.in_shape}")
-
-    def __str__(self) -> str:
-        return " + ".join(map(repr, self.parts)) or "0"
+from .parts import (
+    HOLE,
+    Application,
+    Chain,
+    Factor,
+    Jac,
+    Kernel,
+    Part,
+    Scalar,
+    Term,
+    complex_linear,
+    conjugate,
+    conjugate_payload,
+    conjugated,
+    fill,
+    linear_where_real,
+    normalised,
+    payload_dtype,
+)
 
 
 class Realiser(Protocol):
@@ -158,16 +72,20 @@ class Realiser(Protocol):
         """The same term with plain labels on its output side."""
         ...
 
-    def pull(self, term: Term, kernel: Kernel, shape: tuple[int, ...], dtype: str) -> Term:
-        """A term whose input side is dense, pulled back through a kernel whose input has this shape."""
+    def pull(self, term: Term, kernel: Kernel, edge: Jac, dtype: str) -> Term:
+        """A term whose input side is dense, pulled back through the kernel of an edge; payloads of this dtype."""
         ...
 
-    def push(self, kernel: Kernel, term: Term, shape: tuple[int, ...], dtype: str) -> Term:
-        """A term whose output side is dense, pushed through a kernel whose output has this shape."""
+    def push(self, kernel: Kernel, term: Term, edge: Jac, dtype: str) -> Term:
+        """A term whose output side is dense, pushed through the kernel of an edge; payloads of this dtype."""
         ...
 
     def identity(self, shape: tuple[int, ...], dtype: str) -> Term:
         """A dense identity."""
+        ...
+
+    def settled(self, jac: Jac, rows: bool) -> Jac:
+        """The same Jacobian before it is multiplied on, at its input side if `rows`: with few terms of few factors."""
         ...
 
 
@@ -186,14 +104,17 @@ def add(left: Jac, right: Jac) -> Jac:
 
 
 def transpose(jac: Jac) -> Jac:
-    """Jᵀ."""
+    """Jᵀ, the adjoint in the inner product Re⟨u, v⟩."""
     return Jac(tuple(map(_transpose_part, jac.parts)), jac.in_shape, jac.out_shape, jac.in_dtype, jac.out_dtype)
 
 
 def _transpose_part(part: Part) -> Part:
     if isinstance(part, Kernel):
         return Kernel(part.pull, part.push)
-    return replace(part, out=part.inp, inp=part.out)
+    if isinstance(part, Chain):
+        return Chain(tuple(map(transpose, part.factors[::-1])))
+    payload = part if part.antilinear else conjugate_payload(part)
+    return replace(payload, out=part.inp, inp=part.out)
 
 
 def compose(left: Jac, right: Jac, realiser: Realiser) -> Jac:
@@ -201,38 +122,67 @@ def compose(left: Jac, right: Jac, realiser: Realiser) -> Jac:
     if left.in_shape != right.out_shape:
         raise GraphError(f"∂z/∂y has inputs {left.in_shape}, but ∂y/∂x has outputs {right.out_shape}")
     parts: list[Part] = []
-    for a in left.parts:
-        for b in right.parts:
-            product = _compose_parts(a, b, left, right, realiser)
-            if product is not None:
-                parts.append(product)
+    for b in right.parts:
+        if isinstance(b, Chain):
+            parts += _after_chain(left, b, realiser).parts if left.parts else ()
+            continue
+        for a in left.parts:
+            if isinstance(a, Chain):
+                parts += _before_chain(a, replace(right, parts=(b,)), realiser).parts
+            else:
+                parts += _compose_parts(a, b, left, right, realiser)
     return Jac(tuple(parts), left.out_shape, right.in_shape, left.out_dtype, right.in_dtype)
 
 
-def _compose_parts(a: Part, b: Part, left: Jac, right: Jac, realiser: Realiser) -> Part | None:
+def _after_chain(left: Jac, chain: Chain, realiser: Realiser) -> Jac:
+    """A Jacobian times a chain, from the left."""
+    for factor in chain.factors:
+        left = compose(realiser.settled(left, rows=True), factor, realiser)
+    return left
+
+
+def _before_chain(chain: Chain, right: Jac, realiser: Realiser) -> Jac:
+    """A chain times a Jacobian, from the right."""
+    for factor in chain.factors[::-1]:
+        right = compose(factor, realiser.settled(right, rows=False), realiser)
+    return right
+
+
+def _compose_parts(
+    a: Term | Kernel, b: Term | Kernel, left: Jac, right: Jac, realiser: Realiser
+) -> tuple[Part, ...]:
     if isinstance(b, Kernel):
         if isinstance(a, Kernel):
             eye = realiser.identity(right.in_shape, right.in_dtype)
-            b_term = realiser.push(b, eye, right.out_shape, right.out_dtype)
-            return realiser.push(a, b_term, left.out_shape, left.out_dtype)
-        dense = realiser.dense_input(a, left.in_shape, left.in_dtype)
-        return realiser.pull(dense, b, right.in_shape, right.in_dtype)
+            b_term = realiser.push(b, eye, right, right.push_dtype)
+            return (realiser.push(a, b_term, left, left.push_dtype),)
+        dense = realiser.dense_input(a, left.in_shape, left.pull_dtype)
+        return (realiser.pull(dense, b, right, replace(right, out_dtype=left.out_dtype).pull_dtype),)
     if isinstance(a, Kernel):
-        dense = realiser.dense_output(b, right.out_shape, right.out_dtype)
-        return realiser.push(a, dense, left.out_shape, left.out_dtype)
+        dense = realiser.dense_output(b, right.out_shape, right.push_dtype)
+        return (realiser.push(a, dense, left, replace(left, in_dtype=right.in_dtype).push_dtype),)
+    products = (_multiply(x, y, left, right, realiser) for x, y in complex_linear(a, b, left, right))
+    return tuple(
+        p if not p.antilinear else linear_where_real(p, left.out_dtype, right.in_dtype)
+        for p in products
+        if p is not None
+    )
+
+
+def _multiply(a: Term, b: Term, left: Jac, right: Jac, realiser: Realiser) -> Term | None:
     try:
         return compose_terms(a, b, left.in_shape)
     except Unresolvable:
         columns_are_fewer = _count(b.inp) < _count(a.out)  # write out the smaller one: a tangent, or a cotangent
     if columns_are_fewer:
-        b = realiser.dense_output(b, right.out_shape, right.out_dtype)
+        b = realiser.dense_output(b, right.out_shape, right.push_dtype)
     else:
-        a = realiser.dense_input(a, left.in_shape, left.in_dtype)
+        a = realiser.dense_input(a, left.in_shape, left.pull_dtype)
     try:
         return compose_terms(a, b, left.in_shape)
     except Unresolvable:  # a factor of the dense one is read at 2i + j, where the other looks i up
-        a = realiser.dense_input(a, left.in_shape, left.in_dtype)
-        return compose_terms(a, realiser.dense_output(b, right.out_shape, right.out_dtype), left.in_shape)
+        a = realiser.dense_input(a, left.in_shape, left.pull_dtype)
+        return compose_terms(a, realiser.dense_output(b, right.out_shape, right.push_dtype), left.in_shape)
 
 
 def _count(axes: Indices) -> int:
@@ -240,8 +190,13 @@ def _count(axes: Indices) -> int:
     return prod(label.size for label in set(labels_of(axes)))
 
 
+# ---------------------------------------------------------------- products of terms
+
+
 def compose_terms(a: Term, b: Term, shape: tuple[int, ...]) -> Term | None:
     """The product of two terms that meet in a tensor of the given shape; None if it is zero.
+
+    It is antilinear if b is; that a is must have been seen to.
 
     Raises Unresolvable where the labels on which they meet are no box.
     """
@@ -258,6 +213,7 @@ def compose_terms(a: Term, b: Term, shape: tuple[int, ...]) -> Term | None:
         _substitute_factors(a.factors + b.factors, mapping),
         tuple(substitute(i, mapping) for i in a.out),
         tuple(substitute(i, mapping) for i in b.inp),
+        b.antilinear,
     )
     left = {*term_labels(a), *term_labels(b)} - mapping.keys() | set(labels_of(mapping.values()))
     repeats = left - set(term_labels(product))  # labels that nothing depends on any more: their sum is a count
@@ -272,7 +228,7 @@ def vanishes(part: Term) -> bool:
 def _substitute_factors(factors: tuple[Factor, ...], mapping: dict[Label, Index]) -> tuple[Factor, ...]:
     if not mapping:
         return factors
-    return tuple(Factor(f.value, tuple(substitute(i, mapping) for i in f.axes)) for f in factors)
+    return tuple(Factor(f.value, tuple(substitute(i, mapping) for i in f.axes), f.conj) for f in factors)
 
 
 # ---------------------------------------------------------------- reading terms
@@ -304,9 +260,10 @@ def rename(part: Term) -> Term:
 
 def canonical(part: Term) -> Term:
     """Labels numbered by first occurrence (output, input, factors by age of their value): equal products look equal."""
-    factors = tuple(Factor(f.value, tuple(map(normal, f.axes))) for f in part.factors)
+    factors = tuple(Factor(f.value, tuple(map(normal, f.axes)), f.conj) for f in part.factors)
     out, inp = tuple(map(normal, part.out)), tuple(map(normal, part.inp))
-    ordered = Term(part.scale, tuple(sorted(factors, key=lambda f: f.value.serial)), out, inp)
+    in_order = tuple(sorted(factors, key=lambda f: (f.value.serial, f.conj)))
+    ordered = Term(part.scale, in_order, out, inp, part.antilinear)
     mapping: dict[Label, Index] = {
         label: of_label(Label(k, label.size)) for k, label in enumerate(dict.fromkeys(term_labels(ordered)))
     }
@@ -319,6 +276,7 @@ def _map_labels(part: Term, mapping: dict[Label, Index]) -> Term:
         _substitute_factors(part.factors, mapping),
         tuple(substitute(i, mapping) for i in part.out),
         tuple(substitute(i, mapping) for i in part.inp),
+        part.antilinear,
     )
 
 
@@ -367,7 +325,7 @@ def pattern(jac: Jac) -> frozenset[Pattern]:
     return frozenset(
         term_pattern(part) if isinstance(part, Term) else dense_pattern(jac.out_shape, jac.in_shape)
         for part in jac.parts
-        if isinstance(part, Kernel) or not vanishes(part)
+        if not isinstance(part, Term) or not vanishes(part)
     )
 
 
@@ -389,3 +347,42 @@ def compose_patterns(left: Iterable[Pattern], right: Iterable[Pattern], shape: t
             if product is not None:
                 products.add(term_pattern(product))
     return frozenset(products)
+
+__all__ = [
+    "HOLE",
+    "Application",
+    "Chain",
+    "Factor",
+    "Jac",
+    "Kernel",
+    "Part",
+    "Pattern",
+    "Realiser",
+    "Scalar",
+    "Term",
+    "add",
+    "canonical",
+    "complex_linear",
+    "compose",
+    "compose_patterns",
+    "compose_terms",
+    "conjugate",
+    "conjugate_payload",
+    "conjugated",
+    "dense_pattern",
+    "fill",
+    "free_labels",
+    "identity",
+    "is_relabelling",
+    "linear_where_real",
+    "normalised",
+    "pattern",
+    "payload_dtype",
+    "rename",
+    "summed_labels",
+    "term_labels",
+    "term_pattern",
+    "term_values",
+    "transpose",
+    "vanishes",
+]

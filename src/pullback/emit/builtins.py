@@ -169,6 +169,7 @@ lerp.Scalar lerp.Tensor addcmul.default addcdiv.default masked_fill.Scalar maske
 sum.default sum.dim_IntList mean.default mean.dim prod.default prod.dim_int amax.default amin.default
 any.default any.dim any.dims all.default all.dim all.dims max.default max.dim min.default min.dim
 argmax.default argmin.default var.correction std.correction var_mean.correction logsumexp.default
+view_as_real.default view_as_complex.default complex.default angle.default sgn.default
 cumsum.default cumprod.default sort.default sort.stable topk.default argsort.default
 
 mm.default bmm.default mv.default dot.default outer.default addmm.default baddbmm.default addmv.default
@@ -190,6 +191,8 @@ native_dropout.default embedding.default
 """
 
 _OTHER_NAME = {
+    "aten._conj.default": Builtin("conj"),
+    "aten._conj_physical.default": Builtin("conj_physical"),
     "aten.view.default": Builtin("reshape"),  # the same, but for a layout that `view` refuses
     "aten._unsafe_view.default": Builtin("reshape"),
     "aten.lift_fresh_copy.default": Builtin("clone"),
@@ -282,7 +285,13 @@ def _reduce(call: Call) -> str | None:
     return call.text(call.bind(call.op.split(".")[1]), source, dim, *rest, **call.kwargs)
 
 
+def _view_as_real(call: Call) -> str | None:
+    """An argument may be a view that is yet to be conjugated, of which there is no real view."""
+    return call.text(call.bind("view_as_real"), call.args[0]).replace(")", ".resolve_conj())")
+
+
 SPELLINGS: dict[str, Spelling] = {
+    "aten.view_as_real.default": _view_as_real,
     "aten.permute.default": _permute,
     "aten.detach.default": _detach,
     "aten.alias.default": _alias,

@@ -10,9 +10,9 @@ from dataclasses import replace
 from math import prod
 
 from ..expressions import Contraction
-from ..graph import FLOATING, Value
+from ..graph import COMPLEX, FLOATING, Value
 from ..index import Axis, Label, fresh, labels_of
-from ..terms import Factor
+from ..terms import Factor, Scalar
 from .reading import Labelled, align, read_factor
 from .tensors import Tensors
 
@@ -23,6 +23,7 @@ def lower_contraction(expression: Contraction, dtype: str, tensors: Tensors) -> 
     """The tensor over `expression.axes`, in the given dtype."""
     expression = replace(expression, factors=tuple(_behind_permutation(f, tensors) for f in expression.factors))
     expression = replace(expression, factors=tuple(_floating(f, dtype, tensors) for f in expression.factors))
+    expression = _conjugated(expression, tensors)
     expression = replace(expression, factors=_as_wide(expression.factors, dtype, tensors))
     if (product := _elementwise(expression, tensors)) is not None:
         return tensors.cast(product, dtype)
@@ -43,12 +44,21 @@ def lower_contraction(expression: Contraction, dtype: str, tensors: Tensors) -> 
 def _behind_permutation(factor: Factor, tensors: Tensors) -> Factor:
     """The same factor, read off the tensor that its own is a transposition of: one view less."""
     whole, places = tensors.behind_permutation(factor.value)
-    return Factor(whole, tuple(factor.axes[places.index(d)] for d in range(len(places))))
+    return Factor(whole, tuple(factor.axes[places.index(d)] for d in range(len(places))), factor.conj)
+
+
+def _conjugated(expression: Contraction, tensors: Tensors) -> Contraction:
+    """The same product without conjugates of factors; a lone factor's is computed, others' are seen to by products."""
+    if not any(f.conj for f in expression.factors):
+        return expression
+    lazy = len(expression.factors) > 1
+    factors = (Factor(tensors.conjugate(f.value, lazy), f.axes) if f.conj else f for f in expression.factors)
+    return replace(expression, factors=tuple(factors))
 
 
 def _floating(factor: Factor, dtype: str, tensors: Tensors) -> Factor:
     """Integers in the result's dtype: times a number they would else become the default dtype."""
-    if factor.value.dtype in FLOATING or factor.value.dtype == "bool":
+    if factor.value.dtype in FLOATING or factor.value.dtype in COMPLEX or factor.value.dtype == "bool":
         return factor
     return replace(factor, value=tensors.cast(factor.value, dtype))
 
@@ -172,7 +182,7 @@ def _is_zero(value: Value, tensors: Tensors) -> bool:
     return made is not None and made.op == "aten.zeros.default"
 
 
-def _scaled(numbers: list[Labelled], scale: float | int, wanted: Sequence[Label], tensors: Tensors) -> list[Labelled]:
+def _scaled(numbers: list[Labelled], scale: Scalar, wanted: Sequence[Label], tensors: Tensors) -> list[Labelled]:
     """The scale is multiplied into the smallest factor."""
     if scale == 1:
         return numbers

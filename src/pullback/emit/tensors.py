@@ -11,7 +11,8 @@ import torch
 
 from ..dtypes import torch_dtype
 from ..expressions import Builder, broadcast, promote
-from ..graph import Node, Value
+from ..graph import COMPLEX, Node, Value, real_of
+from .builtins import shares_memory_with
 
 _RESHAPES = frozenset(
     f"aten.{op}" for op in ("view.default", "unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims")
@@ -129,6 +130,8 @@ class Tensors:
         """The value in another dtype."""
         if value.dtype == dtype:
             return value
+        if value.dtype in COMPLEX and dtype not in COMPLEX:
+            return self.cast(self.real_part(value), dtype)
         kwargs = (("dtype", torch_dtype(dtype)),)
         return self.builder.node("aten._to_copy.default", (value,), [(value.shape, dtype)], kwargs)[0]
 
@@ -141,7 +144,31 @@ class Tensors:
         first, second = sorted((a, b), key=lambda v: v.serial)
         return self.pointwise("mul.Tensor", first, second)
 
-    def scale(self, value: Value, factor: float | int) -> Value:
+    def real_part(self, value: Value) -> Value:
+        """The real part of a complex tensor, in memory of its own."""
+        shape, dtype = value.shape, real_of(value.dtype)
+        pairs = self.builder.node("aten.view_as_real.default", (self._resolved(value),), [((*shape, 2), dtype)])[0]
+        part = self.builder.node("aten.select.int", (pairs, len(shape), 0), [(shape, dtype)])[0]
+        return self.builder.node("aten.clone.default", (part,), [(shape, dtype)])[0]
+
+    def conjugate(self, value: Value, lazy: bool = False) -> Value:
+        """The complex conjugate; as a view, if `lazy`, that the operator which reads it conjugates."""
+        made = self._made_by(value, "_conj.default") or self._made_by(value, "_conj_physical.default")
+        if made is not None:
+            return made.inputs[0] if lazy else self._resolved(made.inputs[0])
+        op = "_conj.default" if lazy else "_conj_physical.default"
+        return self.view_of(op, (value,), value.shape, value)
+
+    def _resolved(self, value: Value) -> Value:
+        """The same numbers, and no view that is yet to be conjugated."""
+        root: Node | None = self.builder.producer.get(value)
+        while root is not None and shares_memory_with(root) is not None:
+            if root.op in ("aten._conj.default", "aten._neg_view.default"):
+                return self.view_of("clone.default", (value,), value.shape, value)
+            root = self.builder.producer.get(root.inputs[0])
+        return value if root is not None else self.view_of("clone.default", (value,), value.shape, value)
+
+    def scale(self, value: Value, factor: complex | float | int) -> Value:
         """A tensor times a number."""
         if factor == 1:
             return value
@@ -157,8 +184,10 @@ class Tensors:
         filled = self.full(shape, 0.0, dtype)
         return self.pointwise("masked_fill.Scalar", filled, mask, value, dtype=dtype)
 
-    def full(self, shape: Sequence[int], number: float | int, dtype: str) -> Value:
+    def full(self, shape: Sequence[int], number: complex | float | int, dtype: str) -> Value:
         """A tensor that holds one number."""
+        if isinstance(number, complex) and dtype not in COMPLEX:
+            number = number.real
         kwargs = (("dtype", torch_dtype(dtype)), ("device", torch.device(self.builder.device)))
         op = "aten.zeros.default" if number == 0 else "aten.full.default"
         args = (tuple(shape),) if number == 0 else (tuple(shape), number)

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import MissingRuleError
-from ..graph import COMPLEX, FLOATING, Graph, Node, Value
+from ..graph import COMPLEX, Graph, Node, Value
 from ..regions import PULLED_LOOP
-from ..rules.edges import edges_of, has_rule
+from ..rules.edges import edges_of, has_rule, holds_for_complex
 from ..stages import Edge, LinearGraph
 from ..terms import Jac
 
@@ -63,12 +63,12 @@ def _needed_by(request: Request, edges: Sequence[Edge], reached: set[Value]) -> 
 def _refuse_missing(nodes: Mapping[Node, None]) -> None:
     missing: dict[str, Node] = {}
     for node in nodes:
-        if any(v.dtype in COMPLEX for v in (*node.inputs, *node.results)):
-            missing.setdefault(f"{node.op} on complex numbers", node)
-        elif node.op == PULLED_LOOP:
+        if node.op == PULLED_LOOP:
             missing.setdefault("the pull back through a while_loop (take derivatives inside by forward mode)", node)
         elif not has_rule(node):
-            missing.setdefault(f"{node.op} on {', '.join(v.type for v in node.inputs if v.dtype in FLOATING)}", node)
+            missing.setdefault(f"{node.op} on {', '.join(v.type for v in node.inputs if v.is_differentiable)}", node)
+        elif not holds_for_complex(node.op) and any(v.dtype in COMPLEX for v in (*node.inputs, *node.results)):
+            missing.setdefault(f"{node.op} on complex numbers", node)
     if not missing:
         return
     lines = [f"  {op}, first used at {node.source or 'a line that was not recorded'}" for op, node in missing.items()]

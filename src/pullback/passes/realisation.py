@@ -10,9 +10,10 @@ from math import prod
 from typing import cast
 
 from ..expressions import Builder
-from ..graph import Value
+from ..graph import COMPLEX, Value, real_of
 from ..index import Axis, Indices, Label, is_whole, labels_of, plain_axes
 from ..terms import (
+    Application,
     Factor,
     Jac,
     Kernel,
@@ -20,7 +21,10 @@ from ..terms import (
     Pattern,
     Term,
     canonical,
+    compose,
+    conjugate_payload,
     free_labels,
+    payload_dtype,
     rename,
     summed_labels,
     term_pattern,
@@ -45,15 +49,18 @@ class Realisation:
         rows: whether that vertex is the input side (an edge on its way down from the targets).
         shared: whether several edges will be multiplied on to it, so that its scale had better be multiplied in once.
         """
-        if not jac.parts or any(isinstance(part, Kernel) for part in jac.parts):
+        if not jac.parts or not all(isinstance(part, Term) for part in jac.parts):
             return jac
+        dtype = payload_dtype(jac, dtype)
         terms = [part for part in jac.parts if isinstance(part, Term)]
         scaled = shared and any(t.factors and abs(t.scale) != 1 for t in terms)
         if len(terms) == 1 and self._is_simple(terms[0], dtype) and not scaled:
             return jac
         narrow = prod(jac.out_shape if rows else jac.in_shape) == 1
         groups = self._payloads(terms, jac, dtype, name, scaled)
-        if (narrow and (len(groups) > 1 or not self._is_dense(groups[0], jac, rows))) or len(groups) > MOST_PATTERNS:
+        one_kind = len({t.antilinear for t in groups}) == 1  # a linear and an antilinear term are two tensors
+        sparse = narrow and (len(groups) > 1 or not self._is_dense(groups[0], jac, rows))
+        if one_kind and (sparse or len(groups) > MOST_PATTERNS):
             return self._one_tensor(groups, jac, dtype, name)
         return replace(jac, parts=tuple(groups))
 
@@ -67,18 +74,23 @@ class Realisation:
         side, shape = (term.inp, jac.in_shape) if rows else (term.out, jac.out_shape)
         return is_whole(side, shape)
 
+    def settled(self, jac: Jac, rows: bool) -> Jac:
+        """The same Jacobian with few terms of few factors, to be multiplied on."""
+        return self.settle(jac, jac.in_dtype if rows else jac.out_dtype, "product", rows)
+
     def in_dtype(self, jac: Jac, dtype: str) -> bool:
         """Whether every payload has this dtype already."""
+        dtype = payload_dtype(jac, dtype)
         return all(
             isinstance(part, Term) and all(f.value.dtype in (dtype, "bool") for f in part.factors) for part in jac.parts
         )
 
     def _payloads(self, terms: list[Term], jac: Jac, dtype: str, name: str, scaled: bool = False) -> list[Term]:
         """One term for each distinct pattern."""
-        groups: dict[Pattern, list[Term]] = {}
+        groups: dict[tuple[Pattern, bool], list[Term]] = {}
         for term in terms:
             term = canonical(term)
-            groups.setdefault(term_pattern(term), []).append(term)
+            groups.setdefault((term_pattern(term), term.antilinear), []).append(term)
         shape = jac.out_shape + jac.in_shape
         return [rename(self._payload(group, shape, dtype, name, scaled)) for group in groups.values()]
 
@@ -87,6 +99,8 @@ class Realisation:
         if len(group) == 1 and self._is_simple(first, dtype) and not scaled:
             return first
         constant = sum(t.scale for t in group if not t.factors)
+        if isinstance(constant, complex) and dtype not in COMPLEX:
+            constant = constant.real
         payloads = [t for t in group if t.factors]
         if not payloads:
             return replace(first, scale=constant)
@@ -104,25 +118,29 @@ class Realisation:
         assert total is not None
         if constant:
             total = self.builder.pointwise("aten.add.Tensor", total, constant, dtype=dtype, name=name)
-        return Term(1, (Factor(total, axes),), first.out, first.inp)
+        return Term(1, (Factor(total, axes),), first.out, first.inp, first.antilinear)
 
     def _one_tensor(self, terms: list[Term], jac: Jac, dtype: str, name: str) -> Jac:
         """An edge whose only term is a whole tensor."""
         value = self._sum(terms, jac, dtype, name)
         out, inp = plain_axes(jac.out_shape), plain_axes(jac.in_shape)
-        return replace(jac, parts=(Term(1, (Factor(value, out + inp),), out, inp),))
+        return replace(jac, parts=(Term(1, (Factor(value, out + inp),), out, inp, terms[0].antilinear),))
 
     # ------------------------------------------------------------ writing out
 
     def written_out(self, jac: Jac, dtype: str, name: str) -> Value:
-        """The whole Jacobian as a tensor of shape out_shape + in_shape."""
-        terms = [self._as_term(part, jac) for part in jac.parts]
-        return self._sum(terms, jac, dtype, name)
+        """The whole Jacobian as a tensor of shape out_shape + in_shape; that of a real y in a complex x conjugated."""
+        terms = [term for part in jac.parts for term in self._as_terms(part, jac)]
+        if jac.in_dtype in COMPLEX and jac.out_dtype not in COMPLEX:
+            terms = list(map(conjugate_payload, terms))
+        return self._sum(terms, jac, payload_dtype(jac, dtype), name)
 
-    def _as_term(self, part: Part, jac: Jac) -> Term:
+    def _as_terms(self, part: Part, jac: Jac) -> list[Term]:
         if isinstance(part, Term):
-            return part
-        return self.push(part, self.identity(jac.in_shape, jac.in_dtype), jac.out_shape, jac.out_dtype)
+            return [part]
+        eye = Jac((self.identity(jac.in_shape, jac.in_dtype),), jac.in_shape, jac.in_shape, jac.in_dtype, jac.in_dtype)
+        product = compose(replace(jac, parts=(part,)), eye, self)
+        return [term for term in product.parts if isinstance(term, Term)]
 
     def _sum(self, terms: list[Term], jac: Jac, dtype: str, name: str) -> Value:
         """The sum of terms over all positions of an edge."""
@@ -177,7 +195,8 @@ class Realisation:
         """A single-row edge that holds one tensor."""
         inp = plain_axes(source.shape)
         out = tuple(Axis(0) for _ in target.shape)
-        return Jac((Term(1, (Factor(value, inp),), out, inp),), target.shape, source.shape, target.dtype, source.dtype)
+        factor = Factor(value, inp, conj=value.dtype in COMPLEX)
+        return Jac((Term(1, (factor,), out, inp),), target.shape, source.shape, target.dtype, source.dtype)
 
     def is_tensor(self, jac: Jac) -> bool:
         """Whether a settled single-row edge holds one tensor as large as the vertex."""
@@ -215,23 +234,48 @@ class Realisation:
         factor = Factor(
             value, tuple(Axis(0) if n == 1 else i for i, n in zip(rows + whole, sizes + shape, strict=True))
         )
-        return Term(1, (factor,), whole, term.inp) if output else Term(1, (factor,), term.out, whole)
+        out, inp = (whole, term.inp) if output else (term.out, whole)
+        return Term(1, (factor,), out, inp, term.antilinear)
 
-    def pull(self, term: Term, kernel: Kernel, shape: tuple[int, ...], dtype: str) -> Term:
-        """A dense cotangent (or several) pulled back through a kernel."""
+    def pull(self, term: Term, kernel: Kernel, edge: Jac, dtype: str) -> Term:
+        """A dense cotangent (or several) pulled back through a kernel; a row is the conjugate of a cotangent."""
         labels = tuple(dict.fromkeys(labels_of(term.out)))
-        operand = self._operand(term, labels, term.inp, dtype)
-        value = self.builder.apply(kernel.pull, operand, tuple(s.size for s in labels), shape, dtype)
-        rows, inp = _axes_of(labels), plain_axes(shape)
-        return Term(1, (Factor(value, rows + inp),), term.out, inp)
+        cotangent = term if term.antilinear else conjugate_payload(term)
+        operand = self._operand(cotangent, labels, term.inp, dtype)
+        value = self._apply(kernel.pull, operand, labels, edge.in_shape, edge.in_dtype)
+        rows, inp = _axes_of(labels), plain_axes(edge.in_shape)
+        factor = Factor(value, rows + inp, conj=value.dtype in COMPLEX and not term.antilinear)
+        return Term(1, (factor,), term.out, inp, term.antilinear)
 
-    def push(self, kernel: Kernel, term: Term, shape: tuple[int, ...], dtype: str) -> Term:
+    def push(self, kernel: Kernel, term: Term, edge: Jac, dtype: str) -> Term:
         """A dense tangent (or several) pushed through a kernel."""
         labels = tuple(dict.fromkeys(labels_of(term.inp)))
         operand = self._operand(term, labels, term.out, dtype)
-        value = self.builder.apply(kernel.push, operand, tuple(s.size for s in labels), shape, dtype)
-        columns, out = _axes_of(labels), plain_axes(shape)
-        return Term(1, (Factor(value, columns + out),), out, term.inp)
+        value = self._apply(kernel.push, operand, labels, edge.out_shape, edge.out_dtype)
+        columns, out = _axes_of(labels), plain_axes(edge.out_shape)
+        return Term(1, (Factor(value, columns + out),), out, term.inp, term.antilinear)
+
+    def _apply(
+        self, application: Application, operand: Value, labels: tuple[Label, ...], shape: tuple[int, ...], kind: str
+    ) -> Value:
+        """A linear operator applied; one on real numbers to the real and the imaginary part of a complex operand.
+
+        kind: the dtype of what the operator is a map of.
+        """
+        width = tuple(s.size for s in labels)
+        if kind in COMPLEX or operand.dtype not in COMPLEX:
+            return self.builder.apply(application, operand, width, shape, operand.dtype)
+        axes = plain_axes(operand.shape)
+        result = plain_axes(width + shape)
+        parts = []
+        for scale in (1, -1j):
+            part = self.builder.contract(scale, (Factor(operand, axes),), axes, real_of(operand.dtype))
+            parts.append(self.builder.apply(application, part, width, shape, part.dtype))
+        first, second = (
+            self.builder.contract(scale, (Factor(part, result),), result, operand.dtype)
+            for scale, part in zip((1, 1j), parts, strict=True)
+        )
+        return self.builder.pointwise("aten.add.Tensor", first, second, dtype=operand.dtype)
 
     def _operand(self, term: Term, labels: tuple[Label, ...], side: Indices, dtype: str) -> Value:
         rows: Indices = _axes_of(labels)
@@ -251,7 +295,7 @@ def _axes_of(labels: tuple[Label, ...]) -> tuple[Axis, ...]:
 
 
 def _without_rows(part: Part) -> Part:
-    return part if isinstance(part, Kernel) else replace(part, out=())
+    return replace(part, out=()) if isinstance(part, Term) else part
 
 
 def _covers(index: object, extent: int) -> bool:

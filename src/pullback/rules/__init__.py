@@ -10,9 +10,12 @@ from ..errors import RuleError
 from . import (
     activation,
     attention,
+    complexes,
     contraction,
     distances,
+    fourier,
     indexing,
+    linalg,
     losses,
     nn,
     normalisation,
@@ -29,6 +32,7 @@ from .kinds import (
     UNIT,
     Application,
     B,
+    C,
     Call,
     Function,
     I,
@@ -43,10 +47,11 @@ from .kinds import (
 )
 
 _OF_TENSORS = (pointwise, special, activation, contraction, views, indexing, scattering, reduction, distances)
+_OF_MATRICES = (complexes, fourier, linalg)
 _OF_NETWORKS = (nn, attention, normalisation, losses)
 
 TABLES: Mapping[str, Mapping[str, Rule]] = {
-    table.__name__.rpartition(".")[2]: table.RULES for table in (*_OF_TENSORS, *_OF_NETWORKS)
+    table.__name__.rpartition(".")[2]: table.RULES for table in (*_OF_TENSORS, *_OF_MATRICES, *_OF_NETWORKS)
 }
 
 
@@ -77,6 +82,7 @@ __all__ = [
     "UNIT",
     "Application",
     "B",
+    "C",
     "Call",
     "Function",
     "I",

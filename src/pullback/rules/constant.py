@@ -5,7 +5,7 @@ Only what PyTorch's own derivative calls zero stands here: no derivative is cut 
 
 # PyTorch's own derivative is zero everywhere.
 PIECEWISE_CONSTANT = (
-    "sign.default sgn.default floor.default ceil.default trunc.default fix.default round.default "
+    "sign.default floor.default ceil.default trunc.default fix.default round.default "
     "round.decimals fill.Scalar zero.default "
     "signbit.default isnan.default isinf.default isfinite.default isposinf.default isneginf.default "
     "isreal.default eq.Tensor eq.Scalar ne.Tensor ne.Scalar lt.Tensor lt.Scalar le.Tensor le.Scalar "

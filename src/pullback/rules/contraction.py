@@ -50,7 +50,6 @@ RULES: dict[str, Rule] = {
     ),
     "aten.mv.default": Multilinear((Sample(T(2, 3), T(3)),), form="ij,j->i"),
     "aten.dot.default": Multilinear((Sample(T(3), T(3)), Sample(T(1), T(1))), form="i,i->"),
-    "aten.vdot.default": Multilinear((Sample(T(3), T(3)),), form="i,i->"),
     "aten.outer.default": Multilinear((Sample(T(2), T(3)),), form="i,j->ij"),
     "aten.addmm.default": Function(
         _bias_samples(T(2, 4), T(4), T(2, 3), T(3, 4)), body=_added("ij,jk->ik"), source=_ADDED

@@ -5,7 +5,7 @@ from math import inf
 
 from ..expressions import Symbol, broadcast
 from ..index import Lookup, plain_axes
-from ..terms import Part, Scalar, Term
+from ..terms import Part, Term
 from .formulas import constant, inserted, tensor, view
 from .kinds import Function, Rule, Sample, T, broadcast_axes
 from .reduction import norm_factors
@@ -13,7 +13,7 @@ from .reduction import norm_factors
 Parts = Mapping[int, Sequence[Part]]
 
 
-def _distance(x: Symbol, other: Symbol, p: Scalar = 2, *, y: Symbol) -> Parts:
+def _distance(x: Symbol, other: Symbol, p: float = 2, *, y: Symbol) -> Parts:
     """The norm of all differences."""
     if p == 0:
         return {}

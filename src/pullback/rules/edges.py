@@ -4,28 +4,29 @@ from collections.abc import Iterator
 
 from ..errors import MissingRuleError
 from ..expressions import Builder
-from ..graph import COMPLEX, Graph, Node, Value
+from ..graph import Graph, Node, Value
 from ..keys import held
 from ..own_derivatives import ATTACH, OwnDerivative
 from ..stages import Edge
-from ..terms import Jac, Kernel, Part, term_values
-from . import NONDIFFERENTIABLE, RULES
+from ..terms import Chain, Jac, Kernel, Part, normalised, term_values
+from . import NONDIFFERENTIABLE, RULES, fourier, linalg
+from .complexes import CONSTANT_FOR_REALS, HOLD_FOR_COMPLEX
 from .control import CONTROL
-from .kinds import Call, Rule
+from .kinds import Call, IndexMap, Multilinear, Rule
 from .own import OWN
 
 WITHOUT_SAMPLES = OWN | CONTROL  # what they compute, and so their samples, are the user's
 
 
 def edges_of(node: Node) -> list[Edge]:
-    """Every pair of a floating operand and a floating result; complex ones too, so that they can be refused."""
-    if node.op in NONDIFFERENTIABLE:
+    """Every pair of an operand and a result that vary continuously."""
+    if node.op in NONDIFFERENTIABLE or (node.op in CONSTANT_FOR_REALS and node.inputs[0].is_floating):
         return []
-    operands = [(k, v) for k, v in enumerate(node.inputs) if v.is_floating or v.dtype in COMPLEX]
+    operands = [(k, v) for k, v in enumerate(node.inputs) if v.is_differentiable]
     if node.op == ATTACH:  # what the user's function computed on the way has no derivative
         first, count = len(node.args[0]), len(node.args[1])
         operands = [(k, v) for k, v in operands if first <= k < first + count]
-    results = [(k, v) for k, v in enumerate(node.outputs) if v is not None and (v.is_floating or v.dtype in COMPLEX)]
+    results = [(k, v) for k, v in enumerate(node.outputs) if v is not None and v.is_differentiable]
     return [Edge(source, target, node, output, k) for output, target in results for k, source in operands]
 
 
@@ -39,6 +40,13 @@ def rule_of(node: Node) -> Rule:
     return WITHOUT_SAMPLES[node.op] if node.op in WITHOUT_SAMPLES else RULES[node.op]
 
 
+def holds_for_complex(op: str) -> bool:
+    """Whether an operator's rule is known to hold for complex numbers: by its kind, or because it is on the list."""
+    if op in HOLD_FOR_COMPLEX or op in linalg.RULES or op in fourier.RULES:
+        return True
+    return isinstance(RULES.get(op), (IndexMap, Multilinear))
+
+
 def local_jacobian(edge: Edge, builder: Builder) -> Jac:
     """The Jacobian on one edge; what its payload is computed from is added to the builder."""
     if edge.node.op == ATTACH:
@@ -46,7 +54,7 @@ def local_jacobian(edge: Edge, builder: Builder) -> Jac:
     builder.source, builder.scope = edge.node.source, edge.node.scope
     parts = rule_of(edge.node).parts(Call(edge.node, builder), edge.output, edge.operand)
     source, target = edge.source, edge.target
-    jac = Jac(parts, target.shape, source.shape, target.dtype, source.dtype)
+    jac = normalised(Jac(parts, target.shape, source.shape, target.dtype, source.dtype))
     jac.check()
     return jac
 
@@ -100,5 +108,9 @@ def _reads(node: Node, moving: set[Value]) -> bool:
 def _values(part: Part) -> Iterator[Value]:
     if isinstance(part, Kernel):
         yield from (*part.push.values(), *part.pull.values())
+    elif isinstance(part, Chain):
+        for factor in part.factors:
+            for inner in factor.parts:
+                yield from _values(inner)
     else:
         yield from term_values(part)

@@ -15,7 +15,7 @@ is its output.  A number instead of a formula is a constant derivative; None say
 Every entry carries the samples it is checked with, or a domain from which they are drawn.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from inspect import signature
@@ -28,6 +28,7 @@ from ..index import Axis, Index, Indices, fresh, of_label, plain_axes
 from ..terms import Application, Factor, Kernel, Part, Scalar, Term
 
 Domain = tuple[float, float]
+Parts = Mapping[Any, Sequence[Part]]
 REAL: Domain = (-2.0, 2.0)
 POSITIVE: Domain = (0.2, 3.0)
 UNIT: Domain = (-0.9, 0.9)
@@ -38,14 +39,24 @@ UNIT: Domain = (-0.9, 0.9)
 
 @dataclass(frozen=True)
 class T:
-    """A random floating tensor in a sample: its shape, and the open interval its entries are drawn from."""
+    """A random floating tensor in a sample: its shape, and the open interval its entries are drawn from.
+
+    complex: whether it has an imaginary part, which is drawn from the same interval.
+    """
 
     shape: tuple[int, ...]
     domain: Domain = REAL
+    complex: bool = False
 
-    def __init__(self, *shape: int, domain: Domain = REAL) -> None:
+    def __init__(self, *shape: int, domain: Domain = REAL, complex: bool = False) -> None:
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "domain", domain)
+        object.__setattr__(self, "complex", complex)
+
+
+def C(*shape: int, domain: Domain = REAL) -> T:
+    """A random complex tensor in a sample."""
+    return T(*shape, domain=domain, complex=True)
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,19 @@ class Sample:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         object.__setattr__(self, "args", args)
         object.__setattr__(self, "kwargs", kwargs)
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether one of the tensors is complex."""
+        return any(a.complex for a in _random_tensors((*self.args, *self.kwargs.values())))
+
+
+def _random_tensors(arguments: tuple[Any, ...]) -> Iterator[T]:
+    for argument in arguments:
+        if isinstance(argument, T):
+            yield argument
+        elif isinstance(argument, tuple):
+            yield from _random_tensors(argument)
 
 
 # ---------------------------------------------------------------- calls
@@ -353,12 +377,15 @@ __all__ = [
     "UNIT",
     "Application",
     "B",
+    "C",
     "Call",
     "Function",
     "I",
     "IndexMap",
     "LinearMap",
     "Multilinear",
+    "Operand",
+    "Parts",
     "Pointwise",
     "Rule",
     "Sample",

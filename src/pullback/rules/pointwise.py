@@ -4,6 +4,7 @@ A formula returns the derivative of one element of the result in the matching el
 0 or 1.  Where a function has a kink, the formula says what PyTorch says there.
 """
 
+from cmath import log as complex_log
 from math import inf, log, pi, sqrt
 from typing import Any
 
@@ -32,7 +33,9 @@ def unless(mask: Symbol, derivative: Operand) -> Symbol:
 
 def logarithm(a: Operand) -> Operand:
     """Log a, for a tensor or a number."""
-    return a.log() if isinstance(a, Symbol) else log(a) if a > 0 else -inf
+    if isinstance(a, Symbol):
+        return a.log()
+    return complex_log(a) if isinstance(a, complex) else log(a) if a > 0 else -inf
 
 
 def _radius_squared(x: Symbol, y: Symbol) -> Operand:
@@ -50,7 +53,7 @@ def _logit(x: Symbol, eps: float | None = None) -> Operand:
 
 
 ELEMENTARY: dict[str, Rule] = {
-    "aten.abs.default": Pointwise(lambda x: x.sgn()),
+    "aten.abs.default": Pointwise(lambda x: x.sgn().conj()),
     "aten.neg.default": Pointwise(-1),
     "aten.exp.default": Pointwise(lambda y: y),
     "aten.exp2.default": Pointwise(lambda y: y * LN2),
@@ -109,7 +112,6 @@ COPIES: dict[str, Rule] = {
             "lift_fresh",
             "lift_fresh_copy",
             "_to_copy",
-            "_conj_physical",
             "contiguous",
         ]
     },
@@ -139,13 +141,19 @@ def _base(x: Entry, exponent: Operand) -> Operand:
 def _exponent(x: Operand, exponent: Entry, y: Symbol) -> Operand:
     """∂(x^e)/∂e; zero, not 0 · ∞, where x = 0 and e ≥ 0."""
     if isinstance(x, Symbol):
-        return unless(x.eq(0) & (exponent >= 0), y * x.log())
-    return _flat_or_steep(exponent, y) if x == 0 else y * logarithm(x)
+        return unless(x.eq(0) & (_real(exponent) >= 0), y * x.to(y.dtype).log())
+    if x == 0:
+        return _flat_or_steep(exponent, y)
+    return y * logarithm(complex(x) if y.is_complex else x)
 
 
 def _flat_or_steep(exponent: Entry, y: Symbol) -> Operand:
     """∂(0^e)/∂e."""
-    return where(exponent >= 0, 0, -inf).to(y.dtype)
+    return where(_real(exponent) >= 0, 0, -inf).to(y.dtype)
+
+
+def _real(number: Entry) -> Entry:
+    return number.real_part() if isinstance(number, Symbol) else number.real
 
 
 def _quotient() -> Pointwise:

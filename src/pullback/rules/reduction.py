@@ -10,7 +10,7 @@ from typing import Any
 
 from ..expressions import Operand, Symbol, where
 from ..index import Axis, Indices, Label, Lookup, fresh, of_label, plain_axes
-from ..terms import Factor, Part, Scalar, Term
+from ..terms import Factor, Part, Term, conjugated
 from .formulas import axis, count, flip, inserted, kept, positions, reduce, reduced_dims, shifted, tensor, view
 from .kernels import saved
 from .kinds import POSITIVE, Function, IndexMap, Rule, Sample, T, replaced
@@ -49,19 +49,19 @@ def _mean(x: Symbol, dims: Dims = None, keepdim: bool = False, *, dtype: Any = N
     return {0: (Term(1 / max(count(x, over), 1), (), out, inp),)}
 
 
-def _freedom(x: Symbol, over: Sequence[int], correction: Scalar | None) -> float:
+def _freedom(x: Symbol, over: Sequence[int], correction: float | None) -> float:
     """1 / (n − correction)."""
     rest = count(x, over) - (1 if correction is None else correction)
     return 1 / rest if rest > 0 else inf
 
 
-def _moments(x: Symbol, dims: Dims, correction: Scalar | None, keepdim: bool, y: Symbol | None) -> Parts:
+def _moments(x: Symbol, dims: Dims, correction: float | None, keepdim: bool, y: Symbol | None) -> Parts:
     """The variance, or with its value `y` the standard deviation; zero where that is zero; and the mean."""
     over = reduced_dims(dims, x.rank)
     out, inp = _sides(x, over, keepdim)
     centred = x - reduce("mean.dim", x, over)
     scale = 2 * _freedom(x, over, correction)
-    factors: tuple[Factor, ...] = (centred[inp],)
+    factors: tuple[Factor, ...] = (conjugated(centred[inp]),)
     if y is not None:
         scale, factors = scale / 2, (*factors, _rows(_inverse(y), inp, over))
     return {(0, 0): (Term(scale, factors, out, inp),), (1, 0): (Term(1 / max(count(x, over), 1), (), out, inp),)}
@@ -72,7 +72,7 @@ def _inverse(y: Symbol) -> Symbol:
     return where(y.eq(0), 0, 1 / y)
 
 
-def _variance(x: Symbol, dims: Dims = None, *, correction: Scalar | None = None, keepdim: bool = False) -> Parts:
+def _variance(x: Symbol, dims: Dims = None, *, correction: float | None = None, keepdim: bool = False) -> Parts:
     return _moments(x, dims, correction, keepdim, None)
 
 
@@ -80,7 +80,7 @@ def _deviation(
     x: Symbol,
     dims: Dims = None,
     *,
-    correction: Scalar | None = None,
+    correction: float | None = None,
     keepdim: bool = False,
     ys: Sequence[Symbol | None],
 ) -> Parts:
@@ -123,16 +123,16 @@ def _norm(
 
 
 def norm_factors(x: Symbol, ord: float, over: Sequence[int], inp: Indices, y: Symbol) -> list[Factor]:
-    """∂‖x‖ₚ/∂x = sgn x · (|x| / ‖x‖ₚ)ᵖ⁻¹; zero where the norm is zero."""
+    """∂‖x‖ₚ/∂x = sgn x · (|x| / ‖x‖ₚ)ᵖ⁻¹, conjugated; zero where the norm is zero."""
     if ord == 2:
-        return [x[inp], _rows(_inverse(y), inp, over)]
+        return [conjugated(x[inp]), _rows(_inverse(y), inp, over)]
     if ord == 1:
-        return [x.sgn()[inp]]
+        return [conjugated(x.sgn()[inp])]
     if abs(ord) == inf:
-        return [x.sgn()[inp], *_shared(x.abs(), y, over, inp)]
+        return [conjugated(x.sgn()[inp]), *_shared(x.abs(), y, over, inp)]
     share = x.abs() / kept(y, x, over)
     power = where(x.eq(0), 0, share ** (ord - 1))
-    return [x.sgn()[inp], power[inp]]
+    return [conjugated(x.sgn()[inp]), power[inp]]
 
 
 def _shared(x: Symbol, y: Symbol, over: Sequence[int], inp: Indices) -> list[Factor]:
