@@ -95,8 +95,8 @@ def as_tuple(result: Any) -> tuple[Tensor, ...]:
 def draw(argument: Any) -> Any:
     if isinstance(argument, T):
         low, high = argument.domain
-        real, imaginary = (low + (high - low) * torch.rand(argument.shape, dtype=torch.float64) for _ in range(2))
-        return torch.complex(real, imaginary) if argument.complex else real
+        real = low + (high - low) * torch.rand(argument.shape, dtype=torch.float64)
+        return torch.complex(real, torch.rand_like(real)) if argument.complex else real
     if isinstance(argument, I):
         return torch.randint(argument.bound, argument.shape)
     return torch.rand(argument.shape) < 0.5 if isinstance(argument, B) else argument

@@ -62,7 +62,7 @@ def _inner_product(x: Symbol, other: Symbol) -> Parts:
 RULES: dict[str, Rule] = {
     **{
         f"aten.{op}.default": Function((Sample(Z), Sample(C()), *samples), body=_conjugate)
-        for op, samples in (("_conj", ()), ("_conj_physical", (Sample(X),)), ("conj_physical", (Sample(X),)))
+        for op, samples in (("_conj", ()), ("_conj_physical", (Sample(X),)))
     },
     "aten._neg_view.default": Pointwise(-1),
     "aten.resolve_conj.default": Pointwise(1),
