@@ -105,7 +105,9 @@ FUNCTIONS = {
     # rules that are missing
     "LDL": Refused(lambda x: torch.linalg.ldl_factor(x)[0].sum(), MissingRuleError, f"ldl_factor.*{RULE}"),
     "reflectors": Refused(lambda x: torch.geqrf(x)[0].sum(), MissingRuleError, f"geqrf.*{RULE}"),
-    "complex": Refused(lambda x: silu(torch.complex(x, x)).abs().sum(), MissingRuleError, f"complex numbers.*{RULE}"),
+    "complex": Refused(
+        lambda x: nn.functional.silu(torch.complex(x, x)).abs().sum(), MissingRuleError, f"complex numbers.*{RULE}"
+    ),
     "special function": Refused(lambda x: torch.special.bessel_j0(x).sum(), MissingRuleError, f"bessel_j0.*{RULE}"),
     # outputs that have no gradient
     "no scalar": Refused(lambda x: x * 2, ShapeError, r"float32\[2, 2\].*\.sum\(\) or \.mean\(\)\), or use jacobian"),
