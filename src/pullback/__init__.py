@@ -15,6 +15,7 @@ with collection_paused():
     from .errors import (
         ArgumentError,
         BatchError,
+        CallError,
         CaptureError,
         GraphError,
         MissingRuleError,
@@ -25,6 +26,7 @@ with collection_paused():
         RuleError,
         ShapeError,
         SignatureError,
+        UnboundError,
         UnsupportedTorchError,
         VerificationError,
     )
@@ -40,6 +42,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "BatchError",
+    "CallError",
     "CaptureError",
     "CompiledFunction",
     "Edge",
@@ -63,6 +66,7 @@ __all__ = [
     "Tape",
     "TracedGraph",
     "Transform",
+    "UnboundError",
     "UnsupportedTorchError",
     "Value",
     "VerificationError",

@@ -283,6 +283,9 @@ def _check_tangents(primals: Any, tangents: Any) -> list[Any]:
                 f"jvp: tangent {k} is {tangent.dtype} of shape {tuple(tangent.shape)}; its primal is {primal.dtype} of "
                 f"shape {tuple(primal.shape)}, and they must agree"
             )
+        if primal.device != tangent.device or primal.layout != tangent.layout:
+            seen = f"on {tangent.device}, {tangent.layout}; its primal is on {primal.device}, {primal.layout}"
+            raise ArgumentError(f"jvp: tangent {k} is {seen}, and they must agree")
     return flat
 
 

@@ -28,7 +28,7 @@ from .errors import ArgumentError
 from .graph import Graph, Node, Value
 from .keys import holding
 from .nested import map_tensors, tensors_in
-from .provenance import Namer, argument_names, parameter_names, refusal, source_of, surrounding_names
+from .provenance import Namer, argument_names, named, parameter_names, refusal, source_of, surrounding_names
 from .recording import (
     CLONE,
     COPY,
@@ -143,6 +143,8 @@ def _first_pass(
             if "does not require grad and does not have a grad_fn" in str(error):
                 problem = "f differentiates by torch.autograd, which does not run while f is captured"
                 raise refusal(problem, "Use pullback's own transforms inside f.", source_of(error)) from error
+            if (ours := named(error)) is not None:
+                raise ours from error
             if not type(error).__module__.startswith("torch._dynamo"):
                 raise
             problem = "f uses torch.compile, or a control-flow operator in a way that PyTorch cannot trace"

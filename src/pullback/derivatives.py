@@ -24,7 +24,7 @@ from .compilation import (
     split_program,
     vjp_task,
 )
-from .dtypes import torch_dtype
+from .dtypes import device_name, torch_dtype
 from .emit.python import Program, emit_python
 from .errors import ArgumentError, CaptureError, ShapeError
 from .graph import Value
@@ -368,6 +368,9 @@ def _check_cotangents(
         if tuple(cotangent.shape) != value.shape or cotangent.dtype != torch_dtype(value.dtype):
             required = f"cotangent {k} of {name} must be {value.type} like the output"
             raise ShapeError(f"{required}; it is {describe(cotangent)}")
+        if device_name(cotangent.device) != value.device or cotangent.layout is not torch.strided:
+            required = f"cotangent {k} of {name} must be dense, on {value.device} like the output"
+            raise ArgumentError(f"{required}; it is on {cotangent.device}, {cotangent.layout}")
     return flat
 
 

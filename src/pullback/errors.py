@@ -40,6 +40,14 @@ class CaptureError(PullbackError):
     """A function could not be turned into a graph: it branches on data, or takes a value out of the graph."""
 
 
+class CallError(CaptureError, RuntimeError):
+    """PyTorch refused a call that a function made while it was captured: shapes, dtypes or devices do not fit."""
+
+
+class UnboundError(CaptureError, NameError):
+    """A function reads a variable that has no value."""
+
+
 class MissingRuleError(PullbackError):
     """Operators on the way from the inputs to the outputs have no derivative rule; all of them are listed at once."""
 

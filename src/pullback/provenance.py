@@ -1,5 +1,6 @@
 """Provenance: which line of the user's program a node comes from, and what the user calls its tensors."""
 
+import dis
 import inspect
 import linecache
 import os
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from . import torch_private as private
 from .dtypes import device_name, dtype_name
-from .errors import CaptureError
+from .errors import CallError, CaptureError, UnboundError
 from .graph import Source, Value
 
 _LIBRARY = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, __file__))
@@ -67,6 +68,30 @@ def source_of(error: BaseException) -> Source | None:
 def refusal(problem: str, way_out: str, source: Source | None = None) -> CaptureError:
     """The error that says what cannot be captured, on which line of the user's, and what to do instead."""
     return CaptureError(f"{problem}\n  at {source or user_source() or 'an unknown line'}\n  {way_out}")
+
+
+def named(error: Exception) -> CaptureError | None:
+    """An error of PyTorch's or Python's inside the user's function as one of ours; None for what the user raised."""
+    if _is_raised_by_user(error):
+        return None
+    if isinstance(error, NameError):
+        way_out = "Give it one before the function is called, or pass it as an argument."
+        problem = f"f reads the variable {error.name!r}, which has no value"
+        return UnboundError(str(refusal(problem, way_out, source_of(error))))
+    if type(error) is RuntimeError or type(error).__module__.startswith("torch._subclasses"):
+        way_out = "The function by itself fails in the same way on arguments of these shapes, dtypes and devices."
+        problem = f"PyTorch refuses a call that f makes: {str(error).rstrip().partition(chr(10))[0]}"
+        return CallError(str(refusal(problem, way_out, source_of(error))))
+    return None
+
+
+def _is_raised_by_user(error: BaseException) -> bool:
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None or not is_users(traceback.tb_frame.f_code.co_filename):
+        return False
+    return dis.opname[traceback.tb_frame.f_code.co_code[traceback.tb_lasti]] == "RAISE_VARARGS"
 
 
 # What the user calls it ----------------------------------------------------------------------------------------------

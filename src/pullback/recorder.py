@@ -145,7 +145,7 @@ class Tape:
         {'x': tensor(108.), 'y': tensor(18.)}
         """
         output, seed = self._output(loss), self._seed(loss, seed)
-        flat, spec = tree_flatten(inputs if isinstance(inputs, (Tensor, tuple, list, dict)) else tuple(inputs))
+        flat, spec = tree_flatten(tuple(inputs) if isinstance(inputs, Iterator) else inputs)
         sources = [self._source(tensor) for tensor in flat]
         asked = tuple(dict.fromkeys(k for k in sources if k is not None))
         hooked = bool(self.history.hooks) or any(gradient_hooks(t)[0] for t in flat)

@@ -5,9 +5,11 @@
 function the user called, and refuses what would take a value out of the graph.
 """
 
+import sys
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from .composites import COMPOSITES
 from .graph import Source
 from .matrix_functions import raise_errors
 from .nested import flat_results, map_tensors, tensors_in
-from .provenance import describe, refusal, user_source
+from .provenance import describe, is_users, refusal, user_source
 from .torch_private import storage
 
 ATEN = torch.ops.aten
@@ -145,8 +147,10 @@ def adopt_statistics(tensors: Iterable[Tensor]) -> None:
 
 def unsupported_kind(tensor: Tensor) -> str:
     """Why a tensor cannot be an input of a graph, or the empty string."""
-    if tensor.layout is not torch.strided:
+    if tensor.layout is not torch.strided and not tensor.is_nested:
         return f"a tensor of layout {tensor.layout}, which is not done yet"
+    if tensor.is_nested:
+        return "a nested tensor, which is not done yet"
     if tensor.is_quantized:
         return f"a quantized tensor ({tensor.dtype}), which has no derivative"
     if private.is_wrapper_subclass(tensor):
@@ -320,6 +324,12 @@ def _differentiable(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
+def _is_written_by_user(frame: FrameType) -> bool:
+    """Whether code is the user's own, and no package's, which may ask by the way."""
+    file = frame.f_code.co_filename
+    return is_users(file) and "-packages" not in file
+
+
 # Above autograd ------------------------------------------------------------------------------------------------------
 
 _BRANCH = "compute both sides and choose by torch.where, or pass what decides as a Python argument"
@@ -342,7 +352,9 @@ READS: dict[Any, tuple[str, str]] = {
     Tensor.tolist: ("turns a tensor into a Python list (.tolist())", _ARRAY),
     Tensor.numpy: ("turns a tensor into a NumPy array (.numpy())", _ARRAY),
     Tensor.__array__: ("turns a tensor into a NumPy array", _ARRAY),
+    Tensor.data_ptr: ("takes the address of a tensor", "a program works at other addresses in each call"),
 }
+ASKED: dict[Any, str] = {getattr(Tensor, name).__get__: name for name in ("requires_grad", "is_leaf", "grad_fn")}
 MAKERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor})
 SETTERS: dict[Any, str] = {getattr(Tensor, name).__set__: f".{name}" for name in ("data", "grad")}
 VIEWS = frozenset(getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "data", "real", "imag"))
@@ -385,6 +397,9 @@ class Frontier(TorchFunctionMode):
         if function in MAKERS and self.copies_values(function, args, kwargs):
             way_out = "Join tensors with torch.stack or torch.cat; copy one with .clone()."
             raise refusal(f"f makes a new tensor out of the values of tensors ({function.__name__})", way_out)
+        if function in ASKED and _is_written_by_user(sys._getframe(2)) and any(map(self.trace.owns, tensors_in(args))):
+            way_out = "What a transform differentiates is chosen by argnums: pass what decides as a Python argument."
+            raise refusal(f"f asks for .{ASKED[function]} of a tensor, which is PyTorch's book-keeping", way_out)
         if function in SETTERS:
             raise refusal(f"f assigns to {SETTERS[function]} of a tensor", "Compute a new tensor instead.")
 

@@ -201,6 +201,8 @@ class _Arguments(Environment):
         """Guard one argument: nested containers down to their leaves."""
         cls = type(value)
         if isinstance(value, torch.Tensor):
+            if value.is_nested:
+                raise ArgumentError(f"argument {text} is a nested tensor, which is not done yet: pad it to a dense one")
             guard_tensor(self.script, name, value, text)
             self.arguments.append(name)
             self.argument_tensors.append(value)

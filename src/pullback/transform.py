@@ -1,6 +1,7 @@
 """Transforms: functions that look their program up, and capture and compile it where there is none."""
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
@@ -262,6 +263,18 @@ def _refuse_changes(before: Before, f: Callable[..., Any], args: tuple[Any, ...]
         )
 
 
+SUSPENDED: dict[Callable[[Any], bool], str] = {
+    inspect.isgeneratorfunction: "a generator function",
+    inspect.iscoroutinefunction: "an async function",
+    inspect.isasyncgenfunction: "an async generator function",
+}
+
+
 def _check_function(f: Any) -> None:
     if not callable(f):
         raise ArgumentError(f"a transform needs a function, not {f!r}: pass the function itself, not what it returns")
+    for is_kind, kind in SUSPENDED.items():
+        if is_kind(f) or is_kind(type(f).__call__):
+            raise ArgumentError(
+                f"{title(f)} is {kind}: calling it computes nothing yet; pass a function that returns its result"
+            )

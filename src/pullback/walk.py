@@ -87,11 +87,14 @@ class Walk:
         raise NotImplementedError
 
     def _visit_tensor(self, item: Item) -> None:
+        if item.value.is_nested:
+            return self._guard_same_object(item)
         self.tensors[id(item.value)] = item
         guard_tensor(self.script, item.name, item.value, item.text)
         state = None if is_traced(item.value) else _attributes(item.value)
         if state:
             self._enter_attributes(item, state)
+        return None
 
     def _enter(self, value: Any, expression: str, text: str) -> None:
         """Go on to something that is read by an expression."""
