@@ -41,7 +41,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     9: ("capture", "guards", "namespaces"),
     8: ("detachment", "effects", "user_functions", "control_flow"),
     7: ("recording", "structure", "titles", "history", "leaves"),
-    6: ("provenance", "composites", "decompositions", "nested", "tapes"),
+    6: ("provenance", "reads", "composites", "decompositions", "nested", "tapes"),
     5: ("torch_private", "dtypes", "library", "geometry", "matrix_functions"),
     4: ("expressions",),
     3: ("terms",),

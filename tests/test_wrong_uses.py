@@ -42,6 +42,8 @@ from pullback import (
     value_and_grad,
     vjp,
 )
+from pullback.tapes import THREAD
+from pullback.torch_private import count_function_modes
 
 X = torch.tensor([[0.5, 1.0], [2.0, 3.0]])
 V = torch.tensor([0.5, 1.0])
@@ -599,6 +601,8 @@ def test_the_class_the_value_and_the_line(name: str) -> None:
     assert in_the_gate or places & lines_of(use), f"{said}\n names no line of this use"
     assert torch.is_grad_enabled()
     assert not torch.is_inference_mode_enabled()
+    assert count_function_modes() == 0, "a mode is left behind"
+    assert not THREAD.tapes
 
 
 def plain(message: str) -> str:

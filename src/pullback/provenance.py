@@ -70,6 +70,12 @@ def refusal(problem: str, way_out: str, source: Source | None = None) -> Capture
     return CaptureError(f"{problem}\n  at {source or user_source() or 'an unknown line'}\n  {way_out}")
 
 
+def is_written_by_user(frame: FrameType) -> bool:
+    """Whether code is the user's own, and no package's, which may ask by the way."""
+    file = frame.f_code.co_filename
+    return is_users(file) and "-packages" not in file
+
+
 def named(error: Exception) -> CaptureError | None:
     """An error of PyTorch's or Python's inside the user's function as one of ours; None for what the user raised."""
     if _is_raised_by_user(error):

@@ -91,11 +91,22 @@ class Tape:
             )
 
     def __exit__(self, *_: object) -> None:
-        if self._thread != threading.get_ident() or not THREAD.tapes or THREAD.tapes[-1] is not self:
+        if self._thread != threading.get_ident():
+            raise RecordError("a record's block ends in another thread than it began in: call record() for each thread")
+        if self._above is None:  # it had to end together with a block around it
+            return
+        is_innermost = THREAD.tapes[-1] is self
+        while THREAD.tapes[-1] is not self:  # no mode is left behind
+            THREAD.tapes[-1]._end()
+        self._end()
+        if not is_innermost:
             raise RecordError(
-                "a record's block ends in another thread, or before a block that was entered inside it: a generator "
-                "that was suspended inside of a block, for instance"
+                "a record's block ends before a block that was entered inside it: a generator that was suspended "
+                "inside of a block, for instance. Both have ended now"
             )
+
+    def _end(self) -> None:
+        """End the block of the innermost tape."""
         assert self._above is not None and self._below is not None
         THREAD.tapes.pop()
         above, self._above = self._above, None

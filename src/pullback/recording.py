@@ -9,7 +9,6 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import torch
@@ -21,7 +20,8 @@ from .composites import COMPOSITES
 from .graph import Source
 from .matrix_functions import raise_errors
 from .nested import flat_results, map_tensors, tensors_in
-from .provenance import describe, is_users, refusal, user_source
+from .provenance import describe, is_written_by_user, refusal, user_source
+from .reads import ADOPTERS, ASKED, MAKERS, NUMBER, READS, SELECTION, SETTERS, VIEWS
 from .torch_private import storage
 
 ATEN = torch.ops.aten
@@ -259,10 +259,10 @@ class Recorder(private.TorchDispatchMode):
             result = op(*args, **kwargs)
         except private.DataDependentOutput as error:
             problem = f"f takes the value of a tensor out of the graph ({op})"
-            raise refusal(problem, f"{_NUMBER.capitalize()}.", self.line()) from error
+            raise refusal(problem, f"{NUMBER.capitalize()}.", self.line()) from error
         except private.DynamicOutputShape as error:
             problem = f"{op} has a result whose shape depends on the values of a tensor, which is not done yet"
-            raise refusal(problem, _SELECTION, self.line()) from error
+            raise refusal(problem, SELECTION, self.line()) from error
         except private.UnsupportedOperator as error:
             raise refusal(f"PyTorch cannot trace {op}", "Express it by other operators.", self.line()) from error
         results = flat_results(result)
@@ -324,42 +324,7 @@ def _differentiable(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _is_written_by_user(frame: FrameType) -> bool:
-    """Whether code is the user's own, and no package's, which may ask by the way."""
-    file = frame.f_code.co_filename
-    return is_users(file) and "-packages" not in file
-
-
 # Above autograd ------------------------------------------------------------------------------------------------------
-
-_BRANCH = "compute both sides and choose by torch.where, or pass what decides as a Python argument"
-_NUMBER = "keep it a tensor, or pass the number as a Python argument"
-_SELECTION = "Keep all the entries and choose among them with torch.where, or select outside of f."
-_ARRAY = "use torch's functions instead of NumPy's or Python's, or compute it outside of f"
-READS: dict[Any, tuple[str, str]] = {
-    Tensor.__bool__: ("branches on the value of a tensor", _BRANCH),
-    torch.is_nonzero: ("branches on the value of a tensor", _BRANCH),
-    Tensor.is_nonzero: ("branches on the value of a tensor", _BRANCH),
-    torch.equal: ("branches on the values of tensors (torch.equal)", _BRANCH),
-    Tensor.equal: ("branches on the values of tensors (.equal)", _BRANCH),
-    torch.allclose: ("branches on the values of tensors (torch.allclose)", _BRANCH),
-    Tensor.allclose: ("branches on the values of tensors (.allclose)", _BRANCH),
-    Tensor.__int__: ("turns a tensor into a Python int", _NUMBER),
-    Tensor.__index__: ("turns a tensor into a Python int", _NUMBER),
-    Tensor.__float__: ("turns a tensor into a Python float", _NUMBER),
-    Tensor.__complex__: ("turns a tensor into a Python complex number", _NUMBER),
-    Tensor.item: ("turns a tensor into a Python number (.item() or .tolist())", _NUMBER),
-    Tensor.tolist: ("turns a tensor into a Python list (.tolist())", _ARRAY),
-    Tensor.numpy: ("turns a tensor into a NumPy array (.numpy())", _ARRAY),
-    Tensor.__array__: ("turns a tensor into a NumPy array", _ARRAY),
-    Tensor.data_ptr: ("takes the address of a tensor", "a program works at other addresses in each call"),
-}
-ASKED: dict[Any, str] = {getattr(Tensor, name).__get__: name for name in ("requires_grad", "is_leaf", "grad_fn")}
-MAKERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor})
-SETTERS: dict[Any, str] = {getattr(Tensor, name).__set__: f".{name}" for name in ("data", "grad")}
-VIEWS = frozenset(getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH", "data", "real", "imag"))
-ADOPTERS = frozenset({torch.from_numpy, torch.frombuffer, torch.as_tensor, torch.asarray})
-
 
 class Frontier(TorchFunctionMode):
     """See each torch function before autograd does: lift the tensors it reads, refuse to read their values."""
@@ -397,7 +362,7 @@ class Frontier(TorchFunctionMode):
         if function in MAKERS and self.copies_values(function, args, kwargs):
             way_out = "Join tensors with torch.stack or torch.cat; copy one with .clone()."
             raise refusal(f"f makes a new tensor out of the values of tensors ({function.__name__})", way_out)
-        if function in ASKED and _is_written_by_user(sys._getframe(2)) and any(map(self.trace.owns, tensors_in(args))):
+        if function in ASKED and is_written_by_user(sys._getframe(2)) and any(map(self.trace.owns, tensors_in(args))):
             way_out = "What a transform differentiates is chosen by argnums: pass what decides as a Python argument."
             raise refusal(f"f asks for .{ASKED[function]} of a tensor, which is PyTorch's book-keeping", way_out)
         if function in SETTERS:
