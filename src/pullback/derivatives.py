@@ -356,12 +356,10 @@ def _check_cotangents(
     cotangents: tuple[Any, ...], output: Structure, outputs: Sequence[Value], name: str
 ) -> Sequence[torch.Tensor]:
     """The flat cotangents of a vjp; they must have the outputs' structure, shapes and dtypes."""
-    given = cotangents[0] if len(cotangents) == 1 else cotangents
-    flat, spec = tree_flatten(given)
+    flat, spec = tree_flatten(cotangents[0] if len(cotangents) == 1 else cotangents)
     _, wanted = tree_flatten(output, is_leaf=lambda x: isinstance(x, Leaf))
     if spec != wanted:
-        required = f"the cotangents of {name} must have the structure of its output, {wanted}"
-        raise ArgumentError(f"{required}; they have {spec}")
+        raise ArgumentError(f"the cotangents of {name} must have the structure of its output, {wanted}; not {spec}")
     for k, (cotangent, value) in enumerate(zip(flat, outputs, strict=True)):
         if not isinstance(cotangent, torch.Tensor):
             raise ArgumentError(f"cotangent {k} of {name} is {cotangent!r}, not a tensor")
@@ -369,8 +367,8 @@ def _check_cotangents(
             required = f"cotangent {k} of {name} must be {value.type} like the output"
             raise ShapeError(f"{required}; it is {describe(cotangent)}")
         if device_name(cotangent.device) != value.device or cotangent.layout is not torch.strided:
-            required = f"cotangent {k} of {name} must be dense, on {value.device} like the output"
-            raise ArgumentError(f"{required}; it is on {cotangent.device}, {cotangent.layout}")
+            seen = f"it is on {cotangent.device}, {cotangent.layout}"
+            raise ArgumentError(f"cotangent {k} of {name} must be dense, on {value.device} like the output; {seen}")
     return flat
 
 
