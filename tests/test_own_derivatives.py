@@ -233,6 +233,87 @@ def test_first_and_second_order(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
+def test_records_call_the_author_s_backward(name: str) -> None:
+    f, twice = FUNCTIONS[name], name not in UNDIFFERENTIABLE_TWICE
+    gradient, product = theirs(f, twice)
+    for _ in range(4):  # interpreted, and compiled where no author's backward is on the way
+        x = X.clone().requires_grad_()
+        with pullback.record() as tape:
+            loss = f(x)
+        torch.testing.assert_close(tape.grad(loss, x), gradient)
+        tape.backward(loss)
+        torch.testing.assert_close(x.grad, gradient)
+    if twice:
+        x = X.clone().requires_grad_()
+        with pullback.record() as outer:
+            with pullback.record() as inner:
+                loss = f(x)
+            first = inner.grad(loss, x)
+            along = (first * X).sum()
+        torch.testing.assert_close(outer.grad(along, x, allow_unused=True), product)
+
+
+def test_a_recorded_function_s_backward_is_run_anew_each_time() -> None:
+    factor = [1.0]
+
+    class Scaled(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, unused: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+            return g * factor[0], None
+
+    x, unused = X.clone().requires_grad_(), X.clone().requires_grad_()
+    for factor[0] in (1.0, 2.0, 3.0, 4.0):
+        with pullback.record() as tape:
+            loss = Scaled.apply(x, unused).sum()
+        assert tape.grad(loss, [x])[0].eq(factor[0]).all()
+    tape.backward(loss)
+    assert unused.grad is None
+
+
+def test_a_saved_tensor_that_was_changed_is_refused_in_a_record() -> None:
+    x = X.clone().requires_grad_()
+    with pullback.record() as tape:
+        y = Exponential.apply(x)
+        loss = y.sum()
+        y.mul_(2)
+    with pytest.raises(pullback.RecordError, match=r"Exponential.*test_own_derivatives.py.*changed in place"):
+        tape.grad(loss, x)
+
+
+def test_once_differentiable_is_honoured_in_a_record() -> None:
+    x = X.clone().requires_grad_()
+    with pullback.record(), pullback.record() as inner:
+        loss = Once.apply(x).sum()
+        with pytest.raises(pullback.RecordError, match=r"Once.*once_differentiable"):
+            inner.grad(loss, x)
+    torch.testing.assert_close(inner.grad(loss, x), X.exp())
+
+
+def test_needs_input_grad_in_a_record() -> None:
+    seen: list[Any] = []
+
+    class Asking(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+            seen.append(ctx.needs_input_grad)
+            return x * w
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+            return g * 2, None
+
+    x = X.clone().requires_grad_()
+    with pullback.record() as tape:
+        loss = Asking.apply(x, X).sum()
+    assert seen == [(True, False)]
+    assert tape.grad(loss, x).eq(2).all()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
 def test_every_order_and_forward_products(name: str) -> None:
     f = FUNCTIONS[name]
     gradient = pullback.grad(f)(X)

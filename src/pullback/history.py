@@ -85,9 +85,12 @@ class Write:
 
 
 class Step:
-    """One operator: arguments with `Ref`s in place of tensors, results as numbers of values, None where unread."""
+    """One operator: arguments with `Ref`s in place of tensors, results as numbers of values, None where unread.
 
-    __slots__ = ("args", "inputs", "key_end", "kwargs", "op", "outputs", "place")
+    backward: what computes the derivative of a `FUNCTION`.
+    """
+
+    __slots__ = ("args", "backward", "inputs", "key_end", "kwargs", "op", "outputs", "place")
 
     def __init__(
         self,
@@ -101,6 +104,7 @@ class Step:
         self.op, self.args, self.kwargs, self.inputs, self.outputs = op, args, kwargs, inputs, outputs
         self.place = place
         self.key_end = 0
+        self.backward: Any = None
 
 
 class History:

@@ -6,7 +6,6 @@ own.
 """
 
 import sys
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from types import FrameType
@@ -18,8 +17,11 @@ from torch.utils.hooks import RemovableHandle
 
 from . import torch_private as private
 from .errors import RecordError
+from .function_calls import is_checkpoint
 from .provenance import describe
-from .scribe import refuse
+from .recorded_functions import record_function
+from .recording import CURRENT
+from .scribe import Scribe, refuse
 from .tapes import THREAD
 from .torch_private import storage
 
@@ -172,41 +174,26 @@ KERNELS: dict[Any, Callable[..., Any]] = {torch.lstm: _without_mkldnn}
 
 # Autograd's own functions --------------------------------------------------------------------------------------------
 
-_lock = threading.Lock()
-_originals: list[Any] = []
-_users = [0]
+def function_handler(tape: Any) -> Any:
+    """What becomes of a call of an `autograd.Function` while a tape records."""
 
+    def handler(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any], plain: Callable[..., Any]) -> Any:
+        scribe: Scribe = tape.scribe
+        if CURRENT.trace is not tape.above.outer_trace or THREAD.tapes[-1] is not tape:
+            return plain(*args, **kwargs)
+        if scribe.paused or not torch.is_grad_enabled() or not scribe.is_active(args):
+            return plain(*args, **kwargs)
+        if cls is private.BackwardHookFunction:
+            raise refuse(_MODULE_HOOKS, _MODULE_HOOKS_WAY_OUT)
+        if is_checkpoint(cls):
+            return args[0](*args[2:])
+        tapes = [t for t in THREAD.tapes if not t.paused]
+        call = record_function([t.scribe for t in tapes], cls, args, kwargs)
+        for recording in tapes:
+            recording.above.mark(call.results)
+        return call.output
 
-def _apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-    """`torch.autograd.Function.apply` while records are in progress."""
-    original = _originals[0].__get__(None, cls)
-    if not THREAD.tapes or THREAD.tapes[-1].scribe.paused or not torch.is_grad_enabled():
-        return original(*args, **kwargs)
-    if not THREAD.tapes[-1].scribe.is_active(args):
-        return original(*args, **kwargs)
-    if cls is private.BackwardHookFunction:
-        raise refuse(_MODULE_HOOKS, _MODULE_HOOKS_WAY_OUT)
-    raise refuse(
-        f"the block calls {cls.__qualname__}, a torch.autograd.Function, whose own derivative is not done yet",
-        "Write it as plain tensor code, which needs no derivative of its own.",
-    )
-
-
-def start_refusing_functions() -> None:
-    """Let `torch.autograd.Function`s be refused in threads that record; each call is to be undone once."""
-    with _lock:
-        if not _users[0]:
-            _originals[:] = [torch.autograd.Function.__dict__["apply"]]
-            torch.autograd.Function.apply = classmethod(_apply)  # type: ignore[assignment, method-assign]
-        _users[0] += 1
-
-
-def stop_refusing_functions() -> None:
-    """Undo one call of `start_refusing_functions`."""
-    with _lock:
-        _users[0] -= 1
-        if not _users[0]:
-            torch.autograd.Function.apply = _originals[0]  # type: ignore[method-assign]
+    return handler
 
 
 def say_what_to_call(*_: Any, **__: Any) -> None:
@@ -217,8 +204,7 @@ def say_what_to_call(*_: Any, **__: Any) -> None:
 __all__ = [
     "INTERCEPTED",
     "KERNELS",
+    "function_handler",
     "is_initialisation",
     "say_what_to_call",
-    "start_refusing_functions",
-    "stop_refusing_functions",
 ]

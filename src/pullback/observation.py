@@ -18,6 +18,7 @@ from .composites import COMPOSITES
 from .interception import INTERCEPTED, KERNELS, is_initialisation
 from .mutations import ADAPTED, write
 from .recipes import Kind, recipe_of
+from .recorded_functions import record_operator
 from .recording import CURRENT
 from .scribe import Scribe, refuse
 from .tapes import THREAD, decomposing
@@ -138,6 +139,8 @@ class Below(private.TorchDispatchMode):
                 result = recipe.body(*args, **kwargs)  # type: ignore[misc]
             if result is not NotImplemented:
                 return result
+        if kind is Kind.OWN:
+            return record_operator(scribe, op, args, kwargs)
         if op in ADAPTED:
             args = ADAPTED[op](*args)
         operands, keywords = scribe.references(recipe, args), scribe.keywords(kwargs)

@@ -10,6 +10,7 @@ from typing import Any
 from .graph import Graph, Source
 
 ATTACH = "pullback.attach.default"
+FUNCTION = "pullback.function.default"  # a step of a record whose derivative a user wrote: it is called as it is
 PRODUCTS: dict[str, Callable[..., Any]] = {}  # what programs call for the operators of `library.py`
 
 

@@ -14,6 +14,7 @@ from .capture import decompositions
 from .history import written_arguments
 from .rules import NONDIFFERENTIABLE, RULES
 from .torch_private import schema
+from .user_functions import has_own_derivative
 
 
 class Kind(Enum):
@@ -24,6 +25,7 @@ class Kind(Enum):
     VIEW = auto()  # as it is; its results share memory with its first operand
     WRITE = auto()  # it changes an operand
     DECOMPOSED = auto()  # as the operators that it is made of
+    OWN = auto()  # a user's, with a derivative of its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +74,8 @@ def _make(op: Any) -> Recipe:
         return Recipe(op, Kind.NODE, renamed, next(_numbers))
     if name in NONDIFFERENTIABLE or op.namespace in ("prim", "profiler"):
         return Recipe(op, Kind.CONSTANT, name, next(_numbers))
+    if has_own_derivative(op):
+        return Recipe(op, Kind.OWN, name, next(_numbers))
     if schema(op).is_mutable:
         return Recipe(op, Kind.WRITE, name, next(_numbers), written=written_arguments(op))
     if name in RULES:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .errors import ArgumentError, RecordError, ShapeError
+from .function_calls import function_calls_handled
 from .graph import Graph
 from .history import History
-from .interception import say_what_to_call, start_refusing_functions, stop_refusing_functions
+from .interception import function_handler, say_what_to_call
 from .leaves import accumulate, run_hooks
 from .observation import Above, Below
 from .provenance import describe
@@ -57,9 +58,16 @@ class Tape:
         self.history = History()
         self.scribe = Scribe(self.history, needs)
         self._thread: int | None = None
+        self._functions: Any = None
         self._above: Above | None = None
         self._below: Below | None = None
         self._is_released = False
+
+    @property
+    def above(self) -> Above:
+        """What stands above autograd while the block runs."""
+        assert self._above is not None
+        return self._above
 
     @property
     def paused(self) -> bool:
@@ -72,7 +80,8 @@ class Tape:
         self._check_entry()
         self._thread = threading.get_ident()
         self._below, self._above = Below(self.scribe), Above(self.scribe)
-        start_refusing_functions()
+        self._functions = function_calls_handled(function_handler(self))
+        self._functions.__enter__()
         self._below.__enter__()
         self._above.__enter__()
         THREAD.tapes.append(self)
@@ -113,7 +122,8 @@ class Tape:
         below, self._below = self._below, None
         above.__exit__(None, None, None)
         below.__exit__(None, None, None)
-        stop_refusing_functions()
+        functions, self._functions = self._functions, None
+        functions.__exit__(None, None, None)
         self._unmark(above.marked)
 
     def _unmark(self, marked: list[Tensor]) -> None:

@@ -113,7 +113,7 @@ def derivative(
     if sighting.feed is None:
         with sighting.lock:
             sighting.count += 1
-            if sighting.feed is None and sighting.count > INTERPRETED:
+            if sighting.feed is None and sighting.count > INTERPRETED and not _has_functions(history, sighting):
                 sighting.feed = _compiled(history, sighting, output, fuse)
     if sighting.feed is None:
         return walk(history, sighting, output, seed, fuse, None)
@@ -133,10 +133,15 @@ def sighted(history: History, output: int, sources: Sequence[int] | None, fuse: 
     if known is None:
         fresh = _path(history, output, history.leaves if sources is None else sources)
         if fresh.steps:
-            graph, values = history.graph([history.steps[k] for k in reversed(fresh.steps)], [output])
+            steps = [history.steps[k] for k in reversed(fresh.steps)]
+            graph, values = history.graph(steps, [output])
             check_rules(graph, [values[k] for k in fresh.order])
         known = SIGHTINGS.put(key, fresh)
     return known
+
+
+def _has_functions(history: History, sighting: Sighting) -> bool:
+    return any(history.steps[k].backward is not None for k in sighting.steps)
 
 
 def _path(history: History, output: int, sources: Sequence[int]) -> Sighting:
@@ -174,9 +179,11 @@ def walk(
     found: dict[int, Tensor] = {}
     inputs = [k for k in sighting.order if history.producers[k] < 0]
 
-    def take(k: int) -> Tensor:
-        """The complete cotangent of a value, which no step further on adds to."""
-        cotangent = cotangents.pop(k)
+    def take(k: int) -> Tensor | None:
+        """The complete cotangent of a value, which no step further on adds to; None if nothing came back to it."""
+        cotangent = cotangents.pop(k, None)
+        if cotangent is None:
+            return None
         cotangent = cotangent if hook is None else hook(k, cotangent)
         if k in sighting.completed:
             found[k] = cotangent.clone() if cotangent is seed else cotangent
@@ -186,20 +193,25 @@ def walk(
         step = history.steps[number]
         given = [k for k in step.outputs if k is not None and k in cotangents]
         operands = tuple(dict.fromkeys(k for k in step.inputs if k in sighting.on_path))
-        for k, value in zip(operands, _pull(history, step, given, operands, list(map(take, given)), fuse), strict=True):
-            cotangents[k] = cotangents[k] + value if k in cotangents else value
+        arriving = [t for t in map(take, given) if t is not None]
+        pulled = _pull(history, step, given, operands, arriving, fuse) if given else [None] * len(operands)
+        for k, value in zip(operands, pulled, strict=True):
+            if value is not None:
+                cotangents[k] = cotangents[k] + value if k in cotangents else value
         while inputs and sighting.completed[inputs[0]] == number:
             take(inputs.pop(0))
     for k in sighting.order:  # those that no step further on computes or reads
         if k not in found:
             take(k)
-    return {k: found[k] for k in sighting.order}
+    return {k: found[k] for k in sighting.order if k in found}
 
 
 def _pull(
     history: History, step: Step, given: Sequence[int], operands: Sequence[int], cotangents: list[Tensor], fuse: bool
-) -> tuple[Tensor, ...]:
-    """The cotangents of a step's operands, of those of its results."""
+) -> tuple[Tensor | None, ...]:
+    """The cotangents of a step's operands, of those of its results; None where a user's backward gives none."""
+    if step.backward is not None:
+        return tuple(step.backward.pull(step, given, operands, cotangents, fuse))
     feed = _pull_program(history, step, given, operands, fuse)
     numbers = (*dict.fromkeys(step.inputs), *(k for k in step.outputs if k is not None))
     inputs = [cotangents[-1 - k] if k < 0 else _held(history, numbers[k], step) for k in feed.inputs]
@@ -247,6 +259,8 @@ def _numbered(values: Sequence[Value], numbers: Mapping[Value, int]) -> tuple[in
 
 def needs(history: History, step: Step) -> frozenset[int]:
     """The values that the derivative of a step reads, in every operand that may have one."""
+    if step.backward is not None:  # which checks for itself what it saved
+        return frozenset()
     operands = [k for k in dict.fromkeys(step.inputs) if history.is_active(k)]
     given = [k for k in step.outputs if k is not None and history.types[k][0].is_floating_point]
     if not operands or not given or step.op not in RULES:

@@ -8,16 +8,16 @@ Saved tensors are operands of `attach`, so that they have derivatives too: the b
 """
 
 import inspect
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import torch_private as private
+from .function_calls import function_calls_handled, is_checkpoint
 from .keys import remember
 from .library import LIBRARY
 from .own_derivatives import OwnDerivative
@@ -84,7 +84,7 @@ class Context:
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """One call whose derivative the user wrote: arguments, results, and the backward with its context."""
 
     title: str
@@ -93,6 +93,16 @@ class _Call:
     context: Context
     backward: Callable[..., Any]
     once: bool
+    is_sequence: bool
+
+    @property
+    def output(self) -> Any:
+        """The results as the caller gets them."""
+        return self.results if self.is_sequence else self.results[0]
+
+    def with_results(self, results: tuple[Any, ...]) -> "Call":
+        """The same call with other tensors for its results."""
+        return replace(self, results=results)
 
     @property
     def differentiable(self) -> list[int]:
@@ -106,42 +116,52 @@ class _Call:
         return [a for a in self.arguments if _is_floating(a)]
 
 
-def apply_function(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any], trace: Trace, capture: Capture) -> Any:
-    """Call an `autograd.Function` inside a capture, so that its own backward becomes its derivative."""
+def call_function(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any], needs: Callable[[Any], bool]) -> Call:
+    """Run the forward of an `autograd.Function`; `needs`: whether an argument has a derivative."""
     title = cls.__qualname__
-    arguments = tuple(trace.own(_bound(cls, args, kwargs)))
-    if any(private.is_functorch_wrapped(a) for a in arguments if isinstance(a, Tensor)):
-        raise refusal(f"f calls {title}, a torch.autograd.Function, under vmap", "Write a loop, or plain tensor code.")
-    context = Context(tuple(map(_is_floating, arguments)), title)
-    with torch.no_grad():
-        if cls.setup_context is not torch.autograd.Function.setup_context:
-            output = cls.forward(*arguments)
-            cls.setup_context(context, arguments, output)
-        else:
-            output = cls.forward(context, *arguments)
+    arguments = tuple(_bound(cls, args, kwargs))
+    context = Context(tuple(map(needs, arguments)), title)
+    if cls.setup_context is not torch.autograd.Function.setup_context:
+        output = cls.forward(*arguments)
+        cls.setup_context(context, arguments, output)
+    else:
+        output = cls.forward(context, *arguments)
     backward = cls.vjp if cls.vjp is not torch.autograd.Function.vjp else cls.backward
     if backward is torch.autograd.Function.backward:
         problem = f"{title}, a torch.autograd.Function, has no backward"
         raise refusal(problem, "Give it one, or write it as plain tensor code.")
-    results = output if isinstance(output, tuple) else (output,)
-    call = _Call(title, arguments, results, context, *_unwrapped(backward))
-    attached = _attached(call, trace, capture)
-    return attached if isinstance(output, tuple) else attached[0]
+    is_sequence = isinstance(output, tuple)
+    return Call(title, arguments, output if is_sequence else (output,), context, *_unwrapped(backward), is_sequence)
+
+
+def call_operator(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Call:
+    """A call of a user's operator with the derivative that `register_autograd` gave it."""
+    definition = private.custom_operators[op._name.partition(".")[0]]
+    arguments = tuple(_operator_arguments(op, args, kwargs))
+    context = Context(tuple(map(_is_floating, arguments)), str(op))
+    if definition._setup_context_fn is not None:
+        definition._setup_context_fn(context, arguments, result)
+    is_sequence = isinstance(result, (tuple, list))
+    results = tuple(result) if is_sequence else (result,)
+    return Call(str(op), arguments, results, context, *_unwrapped(definition._backward_fn), is_sequence)
+
+
+def apply_function(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any], trace: Trace, capture: Capture) -> Any:
+    """Call an `autograd.Function` inside a capture, so that its own backward becomes its derivative."""
+    args, kwargs = trace.own(args), trace.own(kwargs)
+    if any(private.is_functorch_wrapped(a) for a in args if isinstance(a, Tensor)):
+        problem = f"f calls {cls.__qualname__}, a torch.autograd.Function, under vmap"
+        raise refusal(problem, "Write a loop, or plain tensor code.")
+    with torch.no_grad():
+        call = call_function(cls, args, kwargs, _is_floating)
+    return _attached(call, trace, capture).output
 
 
 def attach_operator(trace: Trace, capture: Capture, op: Any, args: Any, kwargs: dict[str, Any], result: Any) -> Any:
     """The results of an operator; those of a user's, with the derivative that `register_autograd` gave it."""
     if not has_own_derivative(op):
         return result
-    definition = private.custom_operators[op._name.partition(".")[0]]
-    arguments = tuple(_operator_arguments(op, args, kwargs))
-    context = Context(tuple(map(_is_floating, arguments)), str(op))
-    if definition._setup_context_fn is not None:
-        definition._setup_context_fn(context, arguments, result)
-    results = tuple(result) if isinstance(result, (tuple, list)) else (result,)
-    call = _Call(str(op), arguments, results, context, *_unwrapped(definition._backward_fn))
-    attached = _attached(call, trace, capture)
-    return attached if isinstance(result, (tuple, list)) else attached[0]
+    return _attached(call_operator(op, args, kwargs, result), trace, capture).output
 
 
 def has_own_derivative(op: Any) -> bool:
@@ -182,20 +202,20 @@ def _is_floating(value: Any) -> bool:
 # ---------------------------------------------------------------- the backward as a graph
 
 
-def _attached(call: _Call, trace: Trace, capture: Capture) -> tuple[Any, ...]:
-    """The results of a call; those that have a derivative passed through `attach`."""
+def _attached(call: Call, trace: Trace, capture: Capture) -> Call:
+    """The same call; its results that have a derivative passed through `attach`."""
     numbers, inputs = call.differentiable, call.inputs
     if not numbers or not inputs:
-        return call.results
+        return call
     own, saved = _captured_backward(call, capture)
     key = remember(own)
     trace.own_derivatives.append(key)
     values = [call.results[k] for k in numbers]
     attached = iter(torch.ops.pullback.attach.default(values, inputs, saved, key))
-    return tuple(next(attached) if k in numbers else result for k, result in enumerate(call.results))
+    return call.with_results(tuple(next(attached) if k in numbers else r for k, r in enumerate(call.results)))
 
 
-def _captured_backward(call: _Call, capture: Capture) -> tuple[OwnDerivative, list[Tensor]]:
+def _captured_backward(call: Call, capture: Capture) -> tuple[OwnDerivative, list[Tensor]]:
     kept = call.context._saved
     saved = [t for t in kept if isinstance(t, Tensor)]
     values = [call.results[k] for k in call.differentiable]
@@ -203,7 +223,8 @@ def _captured_backward(call: _Call, capture: Capture) -> tuple[OwnDerivative, li
     def backward(*tensors: Tensor) -> tuple[Any, ...]:
         rest = iter(tensors[len(values) :])
         call.context._saved = tuple(next(rest) if isinstance(t, Tensor) else t for t in kept)
-        return _cotangents(call, tensors[: len(values)])
+        given = dict(zip(call.differentiable, tensors[: len(values)], strict=True))
+        return cotangents_of(call, given)
 
     flat = [*values, *saved]
     names = [f"cotangent_{k}" for k in range(len(values))] + [f"saved_{k}" for k in range(len(saved))]
@@ -217,11 +238,10 @@ def _captured_backward(call: _Call, capture: Capture) -> tuple[OwnDerivative, li
     return OwnDerivative(captured.graph, len(values), places, call.once, call.title, user_source()), saved
 
 
-def _cotangents(call: _Call, given: Sequence[Tensor]) -> tuple[Any, ...]:
-    """What the user's backward returns for each tensor argument."""
-    numbers = dict(zip(call.differentiable, given, strict=True))
+def cotangents_of(call: Call, given: Mapping[int, Tensor]) -> tuple[Any, ...]:
+    """What the user's backward returns for each floating argument, given cotangents of results by their number."""
     missing = call.context._materialises
-    every = [numbers[k] if k in numbers else _zeros(r) if missing else None for k, r in enumerate(call.results)]
+    every = [given[k] if k in given else _zeros(r) if missing else None for k, r in enumerate(call.results)]
     found = call.backward(call.context, *every)
     found = found if isinstance(found, tuple) else (found,)
     padded = [*found, *[None] * (len(call.arguments) - len(found))]
@@ -253,29 +273,14 @@ def _fitted(cotangent: Any, argument: Tensor, title: str) -> Any:
 # ---------------------------------------------------------------- while a function is captured
 
 
-@contextmanager
-def own_functions(trace: Trace, capture: Capture) -> Iterator[None]:
-    """Let `autograd.Function.apply` bring its own derivative into the trace.
+def own_functions(trace: Trace, capture: Capture) -> AbstractContextManager[None]:
+    """Let `autograd.Function.apply` bring its own derivative into the trace."""
 
-    What is replaced is the function that `apply` ends in, since many programs keep an `apply` under another name.
-    Under `vmap` PyTorch makes another function of it first.
-    """
-    base, thread = private.FunctionBase, threading.get_ident()
-    before = base.__dict__.get("apply")
-    original = before or private.plain_apply
-
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != thread or not trace.is_current:
-            return original.__get__(None, cls)(*args, **kwargs)
-        if cls.__name__ == "CheckpointFunction" and cls.__module__ == "torch.utils.checkpoint":
-            return args[0](*args[2:])  # what is kept and what is computed again is the plan's affair
+    def handler(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any], plain: Callable[..., Any]) -> Any:
+        if not trace.is_current:
+            return plain(*args, **kwargs)
+        if is_checkpoint(cls):
+            return args[0](*args[2:])
         return apply_function(cls, args, kwargs, trace, capture)
 
-    base.apply = classmethod(apply)
-    try:
-        yield
-    finally:
-        if before is None:
-            del base.apply
-        else:
-            base.apply = before
+    return function_calls_handled(handler)

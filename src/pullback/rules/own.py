@@ -7,9 +7,10 @@ written out.  There is one entry for all of them, so that its samples are the fu
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..errors import RuleError
 from ..graph import Node, Value
 from ..keys import held
-from ..own_derivatives import ATTACH, OwnDerivative
+from ..own_derivatives import ATTACH, FUNCTION, OwnDerivative
 from ..terms import HOLE, Application, Kernel, Part
 from .kinds import Call, Rule
 
@@ -55,6 +56,15 @@ def _zeros(call: Call, like: Value) -> Value:
     return call.builder.node("zeros", (like.shape, like.dtype), [(like.shape, like.dtype)])[0]
 
 
-OWN: dict[str, Rule] = {ATTACH: Own(pull=_pull)}
+@dataclass(frozen=True)
+class Called(Rule):
+    """The rule of a user's function in a record, which calls its backward: no program is made of it."""
+
+    def parts(self, call: Call, output: int, operand: int) -> tuple[Part, ...]:
+        """None that could be written down."""
+        raise RuleError(f"{call.node} is differentiated by its author's backward, and only step by step")
+
+
+OWN: dict[str, Rule] = {ATTACH: Own(pull=_pull), FUNCTION: Called()}
 
 __all__ = ["OWN"]
