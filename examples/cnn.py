@@ -42,7 +42,8 @@ def train_model(
     for epoch in range(1, epochs + 1):
         losses = []
         for images, labels in dataloader:
-            loss, gradients = backward(parameters, images, labels)
+            with torch.no_grad():  # else the results would belong to autograd's graph, as the parameters do
+                loss, gradients = backward(parameters, images, labels)
             for name, parameter in parameters.items():
                 parameter.grad = gradients[name]
             optimizer.step()

@@ -40,8 +40,8 @@ def generalized_backward(
     compiled program that multiplies dz/dx = Jᵀ dz/dy along every edge, and no path is followed twice.
     """
     parameters = dict(model.named_parameters())
-    loss, gradients = pullback.value_and_grad(loss_function)(parameters)
-    with torch.no_grad():
+    with torch.no_grad():  # else loss and gradients would belong to autograd's graph, as the parameters do
+        loss, gradients = pullback.value_and_grad(loss_function)(parameters)
         for name, parameter in parameters.items():
             parameter -= learning_rate * gradients[name]
     return loss

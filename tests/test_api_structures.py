@@ -229,9 +229,12 @@ def test_program(program: Program) -> None:
 def test_parameters_may_require_grad() -> None:
     loss, parameters = of_parameters(NETWORK, normal(4, 3))
     live = dict(NETWORK.named_parameters())
+    expected = pullback.grad(loss)(parameters)
+    with torch.no_grad():
+        assert_equal(pullback.grad(loss)(live), expected)
     gradient = pullback.grad(loss)(live)
-    assert not any(g.requires_grad for g in gradient.values())
-    assert_equal(gradient, pullback.grad(loss)(parameters))
+    assert all(g.grad_fn is not None for g in gradient.values())
+    assert_equal({name: g.detach() for name, g in gradient.items()}, expected)
 
 
 def test_a_rebound_closure_is_seen() -> None:

@@ -25,14 +25,14 @@ SOURCE = ROOT / "src" / "pullback"
 # From the roof to the ground.  Those on one line do not know each other.
 LAYERS: dict[int, tuple[str, ...]] = {
     24: ("__init__", "cli"),
-    23: ("training", "evidence", "batches"),
+    23: ("training", "evidence", "batches", "torch_func"),
     22: ("api",),
     21: ("explain", "recorder", "verification", "nonfinite", "elimination"),
-    20: ("transform", "whole"),
+    20: ("transform", "whole", "deferred"),
     19: ("derivatives", "compiled", "observation"),
-    18: ("chunks", "own_products", "region_products", "files", "mutations", "interception", "replay"),
+    18: ("chunks", "bridge", "own_products", "region_products", "files", "mutations", "interception", "replay"),
     17: ("recorded_functions",),
-    16: ("compilation", "differences", "retracing", "encoding", "scribe"),
+    16: ("compilation", "differences", "purity", "retracing", "encoding", "scribe"),
     15: ("emit", "passes", "evaluation", "notation", "recipes"),
     14: ("rules",),
     13: ("stages", "cost", "planner"),
@@ -69,6 +69,10 @@ LATE_IMPORTS = {
 
 # Only what is the reference by definition may name a derivative of PyTorch's.
 MAY_NAME_AUTOGRAD = {"training.reference", "verification", "evidence.reference"}
+# What is only asked: whether a level of dual numbers is open.
+MAY_BE_ASKED = {("torch_private", "torch.autograd.forward_ad")}
+# Our results in PyTorch's graph: the one place that defines a node of it.
+DEFINES_A_NODE = {"bridge"}
 TORCH_DERIVATIVES = re.compile(
     r"torch\.autograd\.(grad|backward|functional|forward_ad)\b"
     r"|torch\.func\.(grad|vjp|jvp|jacrev|jacfwd|hessian|grad_and_value|linearize)\b"
@@ -224,9 +228,16 @@ def test_what_the_core_imports_knows_no_tensors_either() -> None:
 def test_derivatives_are_our_own(module: Module) -> None:
     if module.name in MAY_NAME_AUTOGRAD:
         return
-    found = [(name, line) for name, line in dotted_names(module.tree) if TORCH_DERIVATIVES.match(name)]
+    names = [(name, line) for name, line in dotted_names(module.tree) if (module.name, name) not in MAY_BE_ASKED]
+    found = [(name, line) for name, line in names if TORCH_DERIVATIVES.match(name)]
     named = [f"{module.path}:{line}: {name}" for name, line in found]
     assert not named, "only " + ", ".join(sorted(MAY_NAME_AUTOGRAD)) + f" may name these: {named}"
+
+
+def test_one_module_puts_results_into_autograds_graph() -> None:
+    classes = [(m.name, node) for m in modules() for node in ast.walk(m.tree) if isinstance(node, ast.ClassDef)]
+    found = {name for name, node in classes if "torch.autograd.Function" in map(ast.unparse, node.bases)}
+    assert found == DEFINES_A_NODE
 
 
 def test_private_torch_stays_in_one_module() -> None:

@@ -5,6 +5,8 @@ and the derivative that was asked for is compiled from them by the chain rule.  
 change.
 """
 
+from torch.func import functional_call, stack_module_state, vmap
+
 from .collection import collection_paused
 
 with collection_paused():
@@ -14,6 +16,7 @@ with collection_paused():
     from .elimination import EliminationPlan, eliminate
     from .errors import (
         ArgumentError,
+        AutogradError,
         BatchError,
         CallError,
         CaptureError,
@@ -35,12 +38,14 @@ with collection_paused():
     from .nonfinite import NonFinite, first_nonfinite
     from .recorder import Tape, record
     from .stages import Edge, Order, Plan
+    from .torch_func import grad_and_value, jacfwd, jacrev, linearize
     from .transform import Transform
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",
+    "AutogradError",
     "BatchError",
     "CallError",
     "CaptureError",
@@ -76,14 +81,21 @@ __all__ = [
     "compile",
     "eliminate",
     "first_nonfinite",
+    "functional_call",
     "grad",
+    "grad_and_value",
     "hessian",
     "hvp",
+    "jacfwd",
     "jacobian",
+    "jacrev",
     "jvp",
+    "linearize",
     "load",
     "record",
+    "stack_module_state",
     "trace",
     "value_and_grad",
     "vjp",
+    "vmap",
 ]

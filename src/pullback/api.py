@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .compilation import OrderName
-from .derivatives import Argnums, Gradient, Jacobian, JacobianVector, VectorJacobian
+from .deferred import VectorJacobian
+from .derivatives import Argnums, Gradient, Jacobian, JacobianVector
 from .errors import ArgumentError, ShapeError
 from .torch_private import tree_flatten
 from .transform import Transform, execute
@@ -17,7 +18,7 @@ from .whole import WholeFunction
 
 
 def grad(
-    f: Callable[..., Any],
+    func: Callable[..., Any],
     argnums: Argnums = 0,
     has_aux: bool = False,
     *,
@@ -27,7 +28,7 @@ def grad(
     """Return a function that computes the gradient of a scalar function.
 
     Arguments:
-        f: a function of tensors, or of any pytrees of them, that returns one scalar tensor of a floating dtype.
+        func: a function `f` of tensors, or of any pytrees of them, that returns one scalar tensor of a floating dtype.
         argnums: the position, or a tuple of positions, of the arguments to differentiate; negative ones count from the
             end.
         has_aux: whether `f` returns (output, aux), where `aux` is passed through undifferentiated.
@@ -50,11 +51,11 @@ def grad(
     >>> pullback.grad(lambda x: (x * x).sum())(torch.tensor([1.0, 2.0]))
     tensor([2., 4.])
     """
-    return Transform(f, Gradient(normal_argnums(argnums), has_aux, normal_order(order), False), backend)
+    return Transform(func, Gradient(normal_argnums(argnums), has_aux, normal_order(order), False), backend)
 
 
 def value_and_grad(
-    f: Callable[..., Any],
+    func: Callable[..., Any],
     argnums: Argnums = 0,
     has_aux: bool = False,
     *,
@@ -72,11 +73,11 @@ def value_and_grad(
     >>> pullback.value_and_grad(lambda x: (x * x).sum())(torch.tensor([1.0, 2.0]))
     (tensor(5.), tensor([2., 4.]))
     """
-    return Transform(f, Gradient(normal_argnums(argnums), has_aux, normal_order(order), True), backend)
+    return Transform(func, Gradient(normal_argnums(argnums), has_aux, normal_order(order), True), backend)
 
 
 def jacobian(
-    f: Callable[..., Any],
+    func: Callable[..., Any],
     argnums: Argnums = 0,
     has_aux: bool = False,
     *,
@@ -87,7 +88,7 @@ def jacobian(
     """Return a function that computes the Jacobian of every output in the arguments asked for.
 
     Arguments:
-        f, argnums, has_aux, backend: as for `grad`; `f` may return any pytree of floating tensors.
+        func, argnums, has_aux, backend: as for `grad`; `f` may return any pytree of floating tensors.
         order: "forward" eliminates from the inputs, "reverse" from the outputs, a list of vertex names as it says;
             "auto" is the cheaper of the first two, by counted multiplications.
         chunk_size: how many rows (columns, with order="forward") to compute at once; bounds memory.  None: all.
@@ -106,12 +107,12 @@ def jacobian(
     tensor([[1., 0.],
             [0., 1.]])
     """
-    _check_chunk(chunk_size)
-    return Transform(f, Jacobian(normal_argnums(argnums), has_aux, normal_order(order), chunk_size), backend)
+    check_chunk(chunk_size)
+    return Transform(func, Jacobian(normal_argnums(argnums), has_aux, normal_order(order), chunk_size), backend)
 
 
 def hessian(
-    f: Callable[..., Any], argnums: Argnums = 0, *, order: OrderName = "auto", backend: str = "auto"
+    func: Callable[..., Any], argnums: Argnums = 0, *, order: OrderName = "auto", backend: str = "auto"
 ) -> Transform:
     """Return a function that computes the second derivatives: the Jacobian of the Jacobian.
 
@@ -126,7 +127,7 @@ def hessian(
     tensor([[ 6.,  0.],
             [ 0., 12.]])
     """
-    return jacobian(jacobian(f, argnums, backend=backend), argnums, order=order, backend=backend)
+    return jacobian(jacobian(func, argnums, backend=backend), argnums, order=order, backend=backend)
 
 
 def compile(f: Callable[..., Any], *, backend: str = "auto") -> Transform:
@@ -164,17 +165,19 @@ def compile(f: Callable[..., Any], *, backend: str = "auto") -> Transform:
     return Transform(f, WholeFunction(), backend)
 
 
-def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[Any, ...]:
+def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[Any, ...]:
     """Compute a function's value, and a function that pulls cotangents back.
 
     Arguments:
-        f: a function of tensors, or of pytrees of them, that returns any pytree of floating tensors.
+        func: a function `f` of tensors, or of pytrees of them, that returns any pytree of floating tensors.
         primals: its arguments; all of them are differentiated.
         has_aux: whether `f` returns (output, aux).
 
     Returns:
-        (output, pull_back), and (output, pull_back, aux) if `has_aux`.  `pull_back(cotangent)` takes what has the
-        structure, shapes and dtypes of the output; it returns a tuple with the cotangent of each primal.
+        (output, pull_back), and (output, pull_back, aux) if `has_aux`.  `pull_back(cotangents)` takes what has the
+        structure, shapes and dtypes of the output; it returns a tuple with the cotangent of each primal.  After
+        `pull_back(…, retain_graph=False)` what was kept is let go.  `create_graph` says whether the results belong to
+        autograd's graph where something requires grad; by default they do in grad mode.
 
     Raises: as `grad`; `pull_back` raises ShapeError or ArgumentError for a cotangent that does not fit.
 
@@ -185,36 +188,45 @@ def vjp(f: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[An
     >>> pull_back(torch.tensor([1.0, 3.0]))
     (tensor([1., 3.]),)
     """
-    return execute(VectorJacobian(has_aux), f, primals, {})
+    return execute(VectorJacobian(has_aux), func, primals, {})
 
 
-def jvp(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...], *, has_aux: bool = False) -> Any:
+def jvp(
+    func: Callable[..., Any],
+    primals: tuple[Any, ...],
+    tangents: tuple[Any, ...],
+    *,
+    strict: bool = False,
+    has_aux: bool = False,
+) -> Any:
     """Compute a function's value and its derivative along a direction.
 
     Arguments:
-        f: as for `vjp`.
+        func: as for `vjp`.
         primals: a tuple of its arguments; all of them are differentiated.
         tangents: a tuple of the same structure, shapes and dtypes.
+        strict: whether to refuse an output that does not depend on the primals, instead of giving it a tangent of zero.
         has_aux: whether `f` returns (output, aux).
 
     Returns:
         (output, tangent of the output), and (output, tangent, aux) if `has_aux`.
 
-    Raises: as `grad`; ShapeError or ArgumentError for tangents that do not fit.
+    Raises: as `grad`; ShapeError or ArgumentError for tangents that do not fit; ArgumentError if `strict` and an output
+        is independent of the primals.
 
     >>> import torch, pullback
     >>> pullback.jvp(torch.sin, (torch.zeros(2),), (torch.ones(2),))
     (tensor([0., 0.]), tensor([1., 1.]))
     """
     flat = _check_tangents(primals, tangents)
-    return execute(JacobianVector(has_aux), f, tuple(primals), {}, flat)
+    return execute(JacobianVector(has_aux, strict), func, tuple(primals), {}, flat)
 
 
-def hvp(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+def hvp(func: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
     """Compute the gradient of a scalar function and the product of its Hessian with a vector.
 
     Arguments:
-        f: a function as for `grad`.
+        func: a function as for `grad`.
         primals, tangents: tuples as for `jvp`; all of the arguments are differentiated.
 
     Returns:
@@ -232,7 +244,7 @@ def hvp(f: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ..
     if not isinstance(primals, tuple) or not primals:
         raise ArgumentError(f"hvp: primals must be a non-empty tuple of arguments, not {type(primals).__name__}")
     argnums: Argnums = 0 if len(primals) == 1 else tuple(range(len(primals)))
-    return jvp(grad(f, argnums), primals, tangents)
+    return jvp(grad(func, argnums), primals, tangents)
 
 
 # ---------------------------------------------------------------- checks
@@ -258,7 +270,8 @@ def normal_order(order: Any) -> OrderName:
         raise ArgumentError(f"order={order!r}: {required}") from None
 
 
-def _check_chunk(chunk_size: Any) -> None:
+def check_chunk(chunk_size: Any) -> None:
+    """Raise ArgumentError unless this is a number of rows, or None."""
     if chunk_size is not None and (type(chunk_size) is not int or chunk_size < 1):
         raise ArgumentError(f"chunk_size={chunk_size!r}: it must be a positive number of rows, or None")
 

@@ -9,7 +9,6 @@ from .compilation import Compiled, OrderName, batch_task
 from .derivatives import Argnums, CapturedCall, Executable, Jacobian
 from .errors import ArgumentError, ShapeError
 from .graph import Value
-from .structure import rebuilder
 from .transform import Transform
 
 Dims = int | tuple[int, ...]
@@ -34,7 +33,7 @@ class BatchJacobian(Jacobian):
         axes = self._output_axes(call, call.tensor_outputs(count), size)
         structure = self._structure(call, output, count, len(sources))
         compiled = self._cheapest(call, sources, axes)
-        return Executable(compiled.program.run, rebuilder(structure), compiled)
+        return Executable.of(compiled, structure, call.bridge(compiled.program.run, self))
 
     def _cheapest(self, call: CapturedCall, sources: dict[Value, int], outputs: dict[int, int]) -> Compiled:
         """One batch axis is enough, at the outputs or at the inputs: a product of both is never needed."""

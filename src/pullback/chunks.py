@@ -5,7 +5,7 @@ is kept.  Then one program after the other is called with a few rows of an ident
 for tangents.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ def check_real(sources: Sequence[Value], outputs: Sequence[Value], title: str, c
 
 
 def jacobian_in_chunks(
-    graph: Graph, sources: Sequence[Value], outputs: Sequence[Value], order: OrderName, chunk_size: int
+    graph: Graph, sources: Sequence[Value], outputs: Sequence[Value], order: OrderName, chunk_size: int, plain: bool
 ) -> Run:
     """A function from a graph's inputs to each output's Jacobian in each source, followed by the graph's outputs.
 
@@ -46,16 +46,19 @@ def jacobian_in_chunks(
         outputs: the first outputs of the graph, those to be differentiated.
         order: "forward" goes by columns; any other by rows, in reverse where it says "auto".
         chunk_size: the number of rows or columns that are computed at once.
+        plain: whether it will run on plain tensors only, outside all traces, so that rows can be written into place.
 
-    Cost: the memory of `chunk_size` rows, of what is kept of the function, and of the result.
+    Cost: the memory of `chunk_size` rows, of what is kept of the function, and of the result; of the result once more
+        inside a trace.
     """
     if order == "forward":
-        return _by_columns(graph, sources, outputs, chunk_size)
-    return _by_rows(graph, sources, outputs, "reverse" if order == "auto" else order, chunk_size)
+        return _by_columns(graph, sources, outputs, chunk_size, _written if plain else _joined)
+    order = "reverse" if order == "auto" else order
+    return _by_rows(graph, sources, outputs, order, chunk_size, _written if plain else _joined)
 
 
 def _by_rows(
-    graph: Graph, sources: Sequence[Value], outputs: Sequence[Value], order: OrderName, chunk_size: int
+    graph: Graph, sources: Sequence[Value], outputs: Sequence[Value], order: OrderName, chunk_size: int, collect: Any
 ) -> Run:
     tasks = [vjp_task(graph, sources, [k], rows=chunk_size) for k in range(len(outputs))]
     forward, backward = _programs(graph, tasks, order)
@@ -65,16 +68,15 @@ def _by_rows(
         kept = results[len(graph.outputs) :]
         jacobians: list[Any] = []
         for program, output in zip(backward, outputs, strict=True):
-            rows = [program(*kept, _basis(output, start, chunk_size)) for start in _starts(output, chunk_size)]
-            for k, source in enumerate(sources):
-                stacked = torch.cat([row[k] for row in rows])[: output.size]
-                jacobians.append(stacked.reshape(output.shape + source.shape))
+            rows = (program(*kept, _basis(output, start, chunk_size)) for start in _starts(output, chunk_size))
+            stacked = collect(rows, 0, [(output.size, *s.shape) for s in sources], [s.dtype for s in sources])
+            jacobians += [j.reshape(output.shape + s.shape) for j, s in zip(stacked, sources, strict=True)]
         return (*jacobians, *results[: len(graph.outputs)])
 
     return run
 
 
-def _by_columns(graph: Graph, sources: Sequence[Value], outputs: Sequence[Value], chunk_size: int) -> Run:
+def _by_columns(graph: Graph, sources: Sequence[Value], outputs: Sequence[Value], chunk_size: int, collect: Any) -> Run:
     tasks = [jvp_task(graph, [source], range(len(outputs)), columns=chunk_size) for source in sources]
     forward, push = _programs(graph, tasks, "forward")
 
@@ -83,15 +85,40 @@ def _by_columns(graph: Graph, sources: Sequence[Value], outputs: Sequence[Value]
         kept = results[len(graph.outputs) :]
         blocks: list[list[Any]] = []
         for program, source in zip(push, sources, strict=True):
-            basis = [_basis(source, start, chunk_size).movedim(0, -1) for start in _starts(source, chunk_size)]
-            columns = [program(*kept, tangent) for tangent in basis]
-            joined = [torch.cat([c[k] for c in columns], -1)[..., : source.size] for k in range(len(outputs))]
-            dtype = torch_dtype(source.dtype)  # a Jacobian's; a tangent had that of the output
-            blocks.append([j.reshape(o.shape + source.shape).to(dtype) for j, o in zip(joined, outputs, strict=True)])
+            basis = (_basis(source, start, chunk_size).movedim(0, -1) for start in _starts(source, chunk_size))
+            columns = (program(*kept, tangent) for tangent in basis)
+            shapes, dtype = [(*o.shape, source.size) for o in outputs], source.dtype  # a tangent had the output's
+            joined = collect(columns, -1, shapes, [dtype] * len(outputs))
+            blocks.append([j.reshape(o.shape + source.shape) for j, o in zip(joined, outputs, strict=True)])
         jacobians = [block[k] for k in range(len(outputs)) for block in blocks]
         return (*jacobians, *results[: len(graph.outputs)])
 
     return run
+
+
+Blocks = Iterable[Sequence[torch.Tensor]]
+
+
+def _written(blocks: Blocks, axis: int, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[str]) -> list[torch.Tensor]:
+    """Blocks of rows or columns, each written into its place in the results before the next one is computed."""
+    results: list[torch.Tensor] = []
+    start = 0
+    for block in blocks:
+        if not results:
+            kinds = zip(block, shapes, dtypes, strict=True)
+            results = [b.new_empty(shape, dtype=torch_dtype(dtype)) for b, shape, dtype in kinds]
+        for result, part in zip(results, block, strict=True):
+            size = min(part.shape[axis], result.shape[axis] - start)
+            result.narrow(axis, start, size).copy_(part.narrow(axis, 0, size))
+        start += block[0].shape[axis]
+    return results
+
+
+def _joined(blocks: Blocks, axis: int, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[str]) -> list[torch.Tensor]:
+    """The same without writing, which a trace or a transform around it could not see."""
+    parts = zip(*blocks, strict=True)
+    joined = zip(parts, shapes, dtypes, strict=True)
+    return [torch.cat(p, axis).narrow(axis, 0, shape[axis]).to(torch_dtype(d)) for p, shape, d in joined]
 
 
 def _programs(graph: Graph, tasks: Sequence[Task], order: OrderName) -> tuple[Run, list[Run]]:

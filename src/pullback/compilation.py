@@ -151,6 +151,11 @@ def check_rules(graph: Graph, sources: Sequence[Value]) -> None:
     linearise(task.graph, task.request)
 
 
+def compile_function(graph: Graph, *, plain: bool, name: str = "function") -> Program:
+    """The program of a captured function itself; unless `plain`, of operators that can be differentiated again."""
+    return emit(schedule(lower(graph, keep_stops=not plain)), name, plain=plain, backend="python")
+
+
 def _orders_to_try(linear: LinearGraph, order: OrderName) -> list[OrderName]:
     """With one row, reverse is optimal up to a rounding error; with one column, forward; else both are counted."""
     if order != "auto":

@@ -5,12 +5,13 @@ and how the flat results are put back into the structure that `torch.func` would
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 
 from . import own_products, region_products  # noqa: F401  (define operators that programs call)
+from .bridge import Bridge
 from .capture import Captured
 from .chunks import check_real, jacobian_in_chunks
 from .compilation import (
@@ -21,16 +22,15 @@ from .compilation import (
     compile_derivative,
     jacobian_task,
     jvp_task,
-    split_program,
-    vjp_task,
 )
-from .dtypes import device_name, torch_dtype
-from .emit.python import Program, emit_python
+from .emit.builtins import facts
+from .emit.python import Program
 from .errors import ArgumentError, CaptureError, ShapeError
-from .graph import Value
+from .graph import Graph, Value
 from .provenance import describe
+from .purity import depending
 from .structure import Leaf, Structure, numbered, rebuilder
-from .torch_private import tree_flatten, tree_unflatten, version
+from .torch_private import tree_flatten, tree_unflatten
 
 Argnums = int | tuple[int, ...]
 
@@ -48,6 +48,8 @@ class Executable:
     recorded: flat tensors, by number, of which none may require gradients while gradients are on.
     statistics: flat tensors, by number, that are written into without a derivative: running means and their like.
     name: what the function is called, for messages.
+    as_node: as `run`, with results that belong to PyTorch's autograd graph, or to the transforms of `torch.func` around
+        the call; None for a function that is compiled as it stands, and what it calls.
     """
 
     run: Callable[..., Any]
@@ -59,12 +61,13 @@ class Executable:
     recorded: tuple[int, ...] = ()
     statistics: tuple[int, ...] = ()
     name: str = ""
+    as_node: Callable[..., Any] | None = None
 
     @classmethod
-    def of(cls, compiled: Compiled, structure: Structure) -> "Executable":
+    def of(cls, compiled: Compiled, structure: Structure, as_node: Callable[..., Any] | None) -> "Executable":
         """A compiled derivative, and the structure of its results."""
         program = compiled.program
-        return cls(program.run, rebuilder(structure), compiled, program=program, structure=structure)
+        return cls(program.run, rebuilder(structure), compiled, program=program, structure=structure, as_node=as_node)
 
     def check_recorded(self, flat: Sequence[torch.Tensor]) -> None:
         """Raise ArgumentError if eager PyTorch would record, or refuse, what the program computes as numbers."""
@@ -104,6 +107,18 @@ class CapturedCall:
     def outputs(self) -> tuple[Any, ...]:
         """The function's flat results."""
         return self.captured.graph.outputs
+
+    def bridge(self, run: Callable[..., Any], kind: Any) -> Bridge | None:
+        """A program for this call, as PyTorch may differentiate it; `kind` compiles it for another graph."""
+        if self.fuse and not self.plain:
+            return None  # part of a function that is compiled as it stands
+        bare = replace(self, captured=replace(self.captured, lifted=(), constants=()))  # keeps no tensor alive
+
+        def compiled(graph: Graph, fuse: bool) -> Callable[..., Any]:
+            call = replace(bare, captured=replace(bare.captured, graph=graph), fuse=fuse, plain=fuse)
+            return kind.compile(call).run
+
+        return Bridge(self.captured.graph, run, compiled)
 
     def sources(self, argnums: Argnums) -> tuple[Value, ...]:
         """The graph inputs that belong to some arguments.
@@ -226,6 +241,7 @@ class Gradient:
     has_aux: bool = False
     order: OrderName = "auto"
     with_value: bool = False
+    value_first: bool = True
     is_final: ClassVar[bool] = False
 
     def compile(self, call: CapturedCall) -> Executable:
@@ -237,8 +253,9 @@ class Gradient:
         compiled = call.derivative(task, self.order, "grad")
         gradient = call.structure(self.argnums, 0)
         value = (output, aux) if self.has_aux else output
-        structure = (value, gradient) if self.with_value else (gradient, aux) if self.has_aux else gradient
-        return Executable.of(compiled, structure)
+        pair = (value, gradient) if self.value_first else (gradient, value)
+        structure = pair if self.with_value else (gradient, aux) if self.has_aux else gradient
+        return Executable.of(compiled, structure, call.bridge(compiled.program.run, self))
 
     def _check_scalar(self, call: CapturedCall, output: Structure, count: int) -> None:
         if not isinstance(output, Leaf) or count != 1:
@@ -267,10 +284,13 @@ class Jacobian:
     has_aux: bool = False
     order: OrderName = "auto"
     chunk_size: int | None = None
+    randomness: str = "same"
     is_final: ClassVar[bool] = False
 
     def compile(self, call: CapturedCall) -> Executable:
-        """The Jacobians, output by output."""
+        """The Jacobians, output by output.  Raises ArgumentError for draws, unless every column may see the same."""
+        if self.randomness != "same":
+            _refuse_draws(call, self.randomness)
         sources = call.sources(self.argnums)
         output, _, count = call.result(self.has_aux, 0)
         outputs = call.tensor_outputs(count)
@@ -279,12 +299,12 @@ class Jacobian:
         if self.has_aux:  # the function's own results stand behind the Jacobians
             structure = (structure, call.result(True, count * len(sources))[1])
         if self.chunk_size is not None:
-            run = jacobian_in_chunks(call.captured.graph, sources, outputs, self.order, self.chunk_size)
-            return Executable(run, rebuilder(structure))
+            run = jacobian_in_chunks(call.captured.graph, sources, outputs, self.order, self.chunk_size, call.plain)
+            return Executable(run, rebuilder(structure), as_node=call.bridge(run, replace(self, chunk_size=None)))
         names = ["output"] if count == 1 else [f"output_{k}" for k in range(count)]
         task = jacobian_task(call.captured.graph, sources, range(count), names)
         compiled = call.derivative(task, self.order, "jacobian")
-        return Executable.of(compiled, structure)
+        return Executable.of(compiled, structure, call.bridge(compiled.program.run, self))
 
     def _structure(self, call: CapturedCall, output: Structure, count: int, width: int) -> Structure:
         """The outputs' structure with the arguments' structure in each leaf."""
@@ -294,104 +314,48 @@ class Jacobian:
 
 
 @dataclass(frozen=True)
-class VectorJacobian:
-    """Outputs, and a function from cotangents of the outputs to cotangents of all arguments."""
-
-    has_aux: bool = False
-    argnums: ClassVar[None] = None
-    is_final: ClassVar[bool] = False
-
-    def compile(self, call: CapturedCall) -> Executable:
-        """Two programs: the first runs at once, the second whenever it is given cotangents."""
-        argnums = tuple(range(len(call.argument_specs)))
-        sources = call.sources(argnums)
-        output, aux, count = call.result(self.has_aux, 0)
-        outputs = call.tensor_outputs(count)
-        task = vjp_task(call.captured.graph, sources, range(count))
-        compiled = call.derivative(task, "reverse", "vjp")
-        first, second = split_program(compiled.program.graph, count, len(sources))
-        forward, backward = emit_python(first, name="forward"), emit_python(second, name="backward")
-        finish_gradient = rebuilder(call.structure(argnums, 0))
-        finish_output = rebuilder((output, aux) if self.has_aux else output)
-
-        def finish(results: tuple[Any, ...]) -> Any:
-            outcome = finish_output(results[: len(call.outputs)])
-            kept = _Kept.of(results[len(call.outputs) :], call)
-
-            def pull_back(*cotangents: Any) -> Any:
-                flat = _check_cotangents(cotangents, output, outputs, call.title)
-                return finish_gradient(backward.run(*kept.unchanged(), *flat))
-
-            return (outcome[0], pull_back, outcome[1]) if self.has_aux else (outcome, pull_back)
-
-        return Executable(forward.run, finish, compiled)
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """What the backward program needs of the forward one, and how often each tensor had been changed in place by then.
-
-    versions: None where the tensors belong to a trace, or to `vmap`, and have none.
-    """
-
-    tensors: tuple[torch.Tensor, ...]
-    versions: list[int] | None
-    title: str
-
-    @classmethod
-    def of(cls, tensors: tuple[torch.Tensor, ...], call: CapturedCall) -> "_Kept":
-        return cls(tensors, list(map(version, tensors)) if call.plain else None, call.title)
-
-    def unchanged(self) -> tuple[torch.Tensor, ...]:
-        """The tensors.  Raises ArgumentError if one of them is not as it was."""
-        if self.versions is not None and list(map(version, self.tensors)) != self.versions:
-            raise ArgumentError(
-                f"a tensor that {self.title} read or returned was changed in place after vjp, and pull_back needs it "
-                "as it was: change a .clone() of it instead"
-            )
-        return self.tensors
-
-
-def _check_cotangents(
-    cotangents: tuple[Any, ...], output: Structure, outputs: Sequence[Value], name: str
-) -> Sequence[torch.Tensor]:
-    """The flat cotangents of a vjp; they must have the outputs' structure, shapes and dtypes."""
-    flat, spec = tree_flatten(cotangents[0] if len(cotangents) == 1 else cotangents)
-    _, wanted = tree_flatten(output, is_leaf=lambda x: isinstance(x, Leaf))
-    if spec != wanted:
-        raise ArgumentError(f"the cotangents of {name} must have the structure of its output, {wanted}; not {spec}")
-    for k, (cotangent, value) in enumerate(zip(flat, outputs, strict=True)):
-        if not isinstance(cotangent, torch.Tensor):
-            raise ArgumentError(f"cotangent {k} of {name} is {cotangent!r}, not a tensor")
-        if tuple(cotangent.shape) != value.shape or cotangent.dtype != torch_dtype(value.dtype):
-            required = f"cotangent {k} of {name} must be {value.type} like the output"
-            raise ShapeError(f"{required}; it is {describe(cotangent)}")
-        if device_name(cotangent.device) != value.device or cotangent.layout is not torch.strided:
-            seen = f"it is on {cotangent.device}, {cotangent.layout}"
-            raise ArgumentError(f"cotangent {k} of {name} must be dense, on {value.device} like the output; {seen}")
-    return flat
-
-
-@dataclass(frozen=True)
 class JacobianVector:
     """Outputs, and their tangents for given tangents of all arguments (passed behind the flat tensors of the call)."""
 
     has_aux: bool = False
+    strict: bool = False
     argnums: ClassVar[None] = None
     is_final: ClassVar[bool] = False
 
     def compile(self, call: CapturedCall) -> Executable:
-        """One program that computes both."""
+        """One program that computes both.  Raises ArgumentError if `strict` and an output depends on no argument."""
         argnums = tuple(range(len(call.argument_specs)))
         sources = call.sources(argnums)
         _, _, count = call.result(self.has_aux, 0)
-        call.tensor_outputs(count)
+        outputs = call.tensor_outputs(count)
+        if self.strict:
+            _refuse_independent(call, sources, outputs)
         task = jvp_task(call.captured.graph, sources, range(count))
         compiled = call.derivative(task, "forward", "jvp")
         output, aux, _ = call.result(self.has_aux, count)
         tangent = call.result(self.has_aux, 0)[0]
         structure = (output, tangent, aux) if self.has_aux else (output, tangent)
-        return Executable.of(compiled, structure)
+        return Executable.of(compiled, structure, call.bridge(compiled.program.run, self))
+
+
+def _refuse_draws(call: CapturedCall, randomness: str) -> None:
+    drawn = next((n for n in call.captured.graph.nodes if n.op.count(".") == 2 and facts(n.op).is_random), None)
+    if drawn is not None:
+        where = f" at {drawn.source}" if drawn.source else ""
+        raise ArgumentError(
+            f"{call.title} draws random numbers ({drawn.op}{where}), and randomness={randomness!r}: every column of a "
+            "Jacobian is of one and the same run of it; say randomness='same' if that is what you want"
+        )
+
+
+def _refuse_independent(call: CapturedCall, sources: Sequence[Value], outputs: Sequence[Value]) -> None:
+    reached = depending(set(sources), call.captured.graph)
+    for k, output in enumerate(outputs):
+        if output not in reached:
+            raise ArgumentError(
+                f"strict=True, and output {k} of {call.title} ({output.type}{call.line_of(output)}) is independent of "
+                "the primals: leave strict False for a tangent of zero, or return it through has_aux=True"
+            )
 
 
 def identifier(name: str) -> str:

@@ -88,6 +88,10 @@ class GraphError(PullbackError):
     names_line = False
 
 
+class AutogradError(PullbackError):
+    """A result belongs into PyTorch's autograd graph, and cannot be put there."""
+
+
 class UnsupportedTorchError(PullbackError, ImportError):
     """The installed PyTorch lacks a private interface that `pullback` uses; names the supported versions."""
 

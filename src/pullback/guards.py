@@ -21,9 +21,12 @@ import torch
 from .dtypes import dtype_name
 from .tapes import is_recording
 from .torch_private import (
+    HAS_DUAL_NUMBERS,
     count_function_modes,
+    forward_ad,
     global_forward_hooks,
     global_pre_hooks,
+    has_dual_numbers,
     is_any_autocast_enabled,
     peek_interpreter,
 )
@@ -291,8 +294,8 @@ def _strides(tensor: torch.Tensor) -> str:
 
 
 def is_transforming() -> bool:
-    """Whether a `torch.func` transform such as `vmap` is running around this call."""
-    return peek_interpreter() is not None
+    """Whether a `torch.func` transform such as `vmap`, or a level of dual numbers, is running around this call."""
+    return peek_interpreter() is not None or has_dual_numbers()
 
 
 def default_device() -> torch.device:
@@ -319,6 +322,7 @@ SETTINGS: tuple[tuple[str, Callable[[], Any], str], ...] = (
     ("the default dtype", torch.get_default_dtype, "{read}() is not {value}"),
     ("whether a torch.func transform is running", is_transforming, "{read}() is not {value}"),
     ("whether a record is in progress", is_recording, "{read}() is not {value}"),
+    ("whether there are dual numbers", has_dual_numbers, "{read}() is not {value}"),
     ("autocast", autocast_settings, "{read}() != {value}"),
     ("the default device", default_device, "{read}() != {value}"),
     ("the hooks of all modules", module_hooks, "{read}() != {value}"),
@@ -328,6 +332,7 @@ SETTINGS: tuple[tuple[str, Callable[[], Any], str], ...] = (
 QUICK: dict[Callable[[], Any], tuple[Any, str, Any]] = {
     is_transforming: (False, "{quick}() is not None", peek_interpreter),
     is_recording: (False, "{quick}() and {read}()", count_function_modes),
+    has_dual_numbers: (False, HAS_DUAL_NUMBERS, forward_ad),
     autocast_settings: ((), "{quick}()", is_any_autocast_enabled),
     module_hooks: ((), "({quick}[0] or {quick}[1]) and {read}() != {value}", (global_pre_hooks, global_forward_hooks)),
     default_device: (CPU, "{quick}() and {read}() != {value}", count_function_modes),

@@ -69,6 +69,7 @@ get_mkldnn_enabled: Callable[[], bool] = _private("torch._C:_get_mkldnn_enabled"
 set_mkldnn_enabled: Callable[[bool], None] = _private("torch._C:_set_mkldnn_enabled")
 set_fastpath_enabled: Callable[[bool], None] = _private("torch.backends.mha:set_fastpath_enabled")
 peek_interpreter: Callable[[], Any] = _private("torch._C._functorch:peek_interpreter_stack")
+forward_ad: Any = _private("torch.autograd:forward_ad")
 count_function_modes: Callable[[], int] = _private("torch._C:_len_torch_function_stack")
 is_any_autocast_enabled: Callable[[], bool] = _private("torch._C:_is_any_autocast_enabled")
 set_grad_enabled: Callable[[bool], None] = _private("torch._C:_set_grad_enabled")
@@ -89,6 +90,7 @@ RECURRENT_WEIGHT_LISTS = ("_flat_weights", "_flat_weight_refs")
 ATTRIBUTES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "torch._ops:OpOverload": (torch.ops.aten.add.Tensor, ("_op", "_schema", "_can_decompose")),
     "torch:Tensor": (Tensor, ("_version", "_base", "_backward_hooks", "_post_accumulate_grad_hooks")),
+    "torch.autograd:forward_ad": (forward_ad, ("_current_level",)),
     "torch:UntypedStorage": (torch.UntypedStorage, ("_cdata",)),
 }
 
@@ -178,6 +180,14 @@ def gradient_hooks(tensor: Tensor) -> tuple[list[Any], list[Any]]:
 def is_fake(tensor: Tensor) -> bool:
     """Whether a tensor has a shape and a dtype, but no data: it belongs to a trace in progress."""
     return isinstance(tensor, FakeTensor)
+
+
+HAS_DUAL_NUMBERS = "{quick}._current_level >= 0"  # the same as generated code, where `quick` is `forward_ad`
+
+
+def has_dual_numbers() -> bool:
+    """Whether a level of dual numbers, PyTorch's forward mode, is open around this call."""
+    return int(forward_ad._current_level) >= 0
 
 
 def is_traced(tensor: Tensor) -> bool:

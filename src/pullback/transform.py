@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from .bridge import requires_grad
 from .capture import Captured, capture
 from .changes import Before
 from .collection import collection_paused
@@ -20,7 +21,7 @@ from .files import Contents
 from .graph import differentiable_inputs
 from .guards import is_transforming
 from .impurity import capture_purely
-from .own_derivatives import ATTACH
+from .purity import refuse_once_differentiable
 from .recording import CURRENT, adopt_constants, adopt_statistics
 from .rules import RULES
 from .signature import CACHE, Entry, Signature, check_arguments
@@ -76,14 +77,16 @@ class Transform:
             known = last.lookup(self.f, args, kwargs)
             if known is not None:
                 executable = last.program
-                before = torch.is_grad_enabled()
-                if before and executable.recorded:
-                    executable.check_recorded(known)
+                if not torch.is_grad_enabled():
+                    return executable.finish(executable.run(*known))
+                for tensor in known:
+                    if tensor.requires_grad:
+                        return run(last, known)
                 set_grad_enabled(False)
                 try:
                     return executable.finish(executable.run(*known))
                 finally:
-                    set_grad_enabled(before)
+                    set_grad_enabled(True)
         if self.kind.is_final and (CURRENT.trace is not None or is_transforming()):
             return self.f(*args, **kwargs)  # part of what is traced around it
         entry, flat = find(self.kind, self.f, args, kwargs, self.backend)
@@ -162,13 +165,15 @@ def execute(
 
 
 def run(entry: Entry, flat: Sequence[Any]) -> Any:
-    """Run an entry's program, outside autograd unless a trace is in progress."""
+    """Run an entry's program: as part of a trace in progress, as a node of PyTorch's, or outside of both."""
     executable: Executable = entry.program
-    if entry.traced or CURRENT.trace is not None:
+    if CURRENT.trace is not None or (entry.traced and not is_transforming()):
         adopt_constants(entry.constants)
         adopt_statistics(flat[k] for k in executable.statistics)
         return executable.finish(executable.run(*flat))
-    if executable.recorded and torch.is_grad_enabled():
+    if entry.traced or requires_grad(flat):
+        if executable.as_node is not None:
+            return executable.finish(executable.as_node(*flat))
         executable.check_recorded(flat)
     with torch.no_grad():
         return executable.finish(executable.run(*flat))
@@ -224,19 +229,8 @@ def captured_call(
     context = "traced" if any(map(is_traced, tensors)) and CURRENT.trace is None else _context()
     name = getattr(f, "__name__", type(f).__name__)
     if context == "traced":
-        _refuse_once_differentiable(captured)
+        refuse_once_differentiable(captured.graph, "is used inside another transform, which may differentiate it again")
     return CapturedCall(captured, values, specs, context != "traced", context == "plain", name, title(f))
-
-
-def _refuse_once_differentiable(captured: Captured) -> None:
-    """Inside another transform a derivative may be differentiated again, which some authors exclude."""
-    for node in captured.graph.nodes:
-        if node.op == ATTACH and node.args[3].held.once:
-            raise CaptureError(
-                f"{node.args[3].held.title}, called at {node.source}, is marked once_differentiable, and is used "
-                "inside another transform, which may differentiate it again: take the mark off if its backward may be "
-                "differentiated"
-            )
 
 
 def flat_tensors(captured: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...]:

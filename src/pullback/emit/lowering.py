@@ -24,6 +24,7 @@ _IDENTITIES = frozenset(
     f"aten.{op}.default" for op in ("view", "_unsafe_view", "reshape", "expand", "detach", "alias", "unsafe_view")
 )
 _STOP = "aten.detach.default"
+_DROPOUT = "aten.native_dropout.default"
 
 
 def lower(graph: Graph, *, keep_stops: bool = False) -> Graph:
@@ -97,6 +98,9 @@ class _Lowering:
             return
         known = self.builder.adopt(node, shared=not facts_of(node).is_random)
         self.became.update((o, k) for o, k in zip(node.outputs, known, strict=True) if o is not None and k is not None)
+        if node.op == _DROPOUT and _STOP not in self.identities and node.outputs[1] is not None:
+            mask = self.became[node.outputs[1]]  # of numbers under `vmap(…, randomness="same")`
+            self.became[node.outputs[1]] = self.builder.node("aten.ne.Scalar", (mask, 0), [(mask.shape, "bool")])[0]
 
     def _apply(self, application: Application, operand: Value, width: tuple[int, ...], old: Value) -> Value:
         """Call a linear operator once, or mapped over the leading axes of its operand."""

@@ -33,7 +33,8 @@ class TraceEngine:
 
     def loss_and_gradients(self, x: torch.Tensor, y: torch.Tensor) -> LossAndGradients:
         """The loss on a batch, and its gradient in each parameter by name."""
-        return self.derivative(self.parameters, x, y)
+        with torch.no_grad():  # else the results would belong to autograd's graph, as the parameters do
+            return self.derivative(self.parameters, x, y)
 
 
 def loss_of(network: nn.Module, criterion: nn.Module) -> Callable[..., torch.Tensor]:
