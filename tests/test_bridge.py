@@ -629,6 +629,31 @@ def test_draws_inside_transforms_of_pytorch() -> None:
     assert torch.isfinite(torch.autograd.grad(found[1].square().sum(), w)[0]).all()
 
 
+@pytest.mark.parametrize("name", ["grad", "vjp"])
+def test_draws_of_a_tensor_are_refused_inside_transforms(name: str) -> None:
+    f = lambda x: (x * torch._standard_gamma(x.detach() + 1)).sum()  # noqa: E731
+    call = pullback.grad(f) if name == "grad" else lambda x: pullback.vjp(f, x)[0]
+    with pytest.raises(pullback.AutogradError, match="_standard_gamma"):
+        torch.func.vmap(call, randomness="different")(torch.ones(2, 3))
+
+
+def test_draws_of_a_vjp_inside_transforms() -> None:
+    w, rows = leaf(W), normal(4, 3, seed=8)
+    f = lambda x: functional.dropout((w @ x).exp(), 0.5)  # noqa: E731
+
+    def each(x: Tensor) -> Any:
+        output, pull_back = pullback.vjp(f, x)
+        return output, pull_back(torch.ones_like(output))[0]
+
+    outputs, gradients = torch.func.vmap(each, randomness="different")(rows)
+    kept = (outputs != 0).double() * 2
+    assert_equal(outputs.detach(), (kept * (rows @ w.t()).exp()).detach())
+    assert_equal(gradients.detach(), ((kept * (rows @ w.t()).exp()) @ w).detach())
+    ours = torch.autograd.grad(gradients.square().sum(), w)[0]
+    expected = torch.autograd.grad(((kept * (rows @ w.t()).exp()) @ w).square().sum(), w)[0]
+    assert_equal(ours, expected)
+
+
 def test_dual_numbers() -> None:
     def pushed_by_duals(T: Any) -> Tensor:
         with forward_ad.dual_level():

@@ -30,6 +30,7 @@ from .tapes import is_recording
 from .torch_private import is_traced, tree_flatten
 
 Run = Callable[..., Any]
+CAPACITY = 64
 
 
 def requires_grad(tensors: Sequence[Tensor]) -> bool:
@@ -106,14 +107,20 @@ class Level:
         key = ("batch", dims, tuple(tuple(tensor.shape) for tensor in tensors))
         if key not in self.derived:
             with collection_paused():
-                self.derived[key] = _mapped(self, tensors, dims)
+                self._keep(key, _mapped(self, tensors, dims))
         return self.derived[key]
 
     def _derivative(self, key: Any, tensors: Sequence[Tensor], task: Callable[[Graph], Task], order: str) -> "Level":
         if key not in self.derived:
             with collection_paused():
-                self.derived[key] = _differentiated(self, tensors, task, order)
+                self._keep(key, _differentiated(self, tensors, task, order))
         return self.derived[key]
+
+    def _keep(self, key: Any, derived: Any) -> None:
+        """Keep the last few, each of which was compiled."""
+        if len(self.derived) >= CAPACITY:
+            self.derived.pop(next(iter(self.derived)))
+        self.derived[key] = derived
 
 
 def _differentiated(level: Level, tensors: Sequence[Tensor], task: Callable[[Graph], Task], order: str) -> Level:
@@ -295,6 +302,7 @@ class Bridge:
     def __call__(self, *tensors: Tensor) -> tuple[Any, ...]:
         """The program's results, in autograd's graph, or inside the transforms around this call."""
         if is_transforming():
+            refuse(self.graph, replace(self.pure, overwritten=()), tensors)
             return as_transformed(self._level, self._drawn(tensors))
         refuse(self.graph, self.pure, tensors)
         return as_node(self._level, self._forward, tensors)

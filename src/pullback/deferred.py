@@ -157,7 +157,8 @@ class _Parts:
     def as_node(self, *tensors: Tensor) -> tuple[Any, ...]:
         """The same, with outputs that belong to autograd's graph, or to the transforms around this call."""
         if is_transforming():
-            read = tensors if self.again.repeats else self.run(*tensors)[1]
+            refuse(self.graph, replace(self.again, overwritten=()), tensors)
+            read = self._read(tensors)
             return self.function.call(read), read, None
         refuse(self.graph, self.again, tensors)
         found: list[tuple[Any, ...]] = []
@@ -168,6 +169,13 @@ class _Parts:
 
         outputs = as_node(self.function, forward, tensors)
         return (outputs, *found[0][1:])
+
+    def _read(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The tensors as they were before, and what is drawn in a run that the transforms around this call see."""
+        if self.again.repeats:
+            return tuple(tensors)
+        read = self.run(*tensors)[1]
+        return (*read[: len(tensors)], *(draw.detach() for draw in read[len(tensors) :]))
 
     def later(self, _: Any, read: tuple[Any, ...], kept: tuple[Any, ...] | None) -> "_Later":
         """The second part, for the results of a run."""
