@@ -372,6 +372,23 @@ def test_a_detached_write_into_a_buffer_is_done_once() -> None:
     assert_equal(run(pullback), run(PLAIN))
 
 
+def test_complex_numbers() -> None:
+    """By `autograd` over ours, and `torch.func` around ours, in PyTorch's convention for complex gradients."""
+
+    def first(T: Any, w: Tensor, z: Tensor) -> Tensor:
+        return T.grad(lambda z: (w * z.exp() * z.sum()).abs().square().sum())(z)
+
+    def run(T: Any) -> list[Tensor]:
+        w, z = (leaf(torch.complex(normal(3, seed=k), normal(3, seed=k + 1)) / 2) for k in (3, 5))
+        found = first(T, w, z)
+        (found * z).abs().sum().backward()
+        each = torch.func.vmap(lambda z: first(T, w.detach(), z))(torch.stack([z, w]).detach())
+        again = torch.func.grad(lambda z: first(T, w.detach(), z).abs().sum())(z.detach())
+        return [found.detach(), w.grad, z.grad, each, again]
+
+    assert_equal(run(pullback), run(REFERENCE), rtol=1e-7, atol=1e-8)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_random_slopes(training: bool) -> None:
     def run(T: Any) -> list[Tensor]:

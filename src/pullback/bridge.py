@@ -98,7 +98,7 @@ class Level:
         """The function from (its tensors, tangents of the wanted ones) to tangents of its results that have one."""
 
         def task(graph: Graph) -> Task:
-            return jvp_task(graph, [graph.inputs[k] for k in wanted], _floating(graph.outputs))
+            return jvp_task(graph, [graph.inputs[k] for k in wanted], _differentiable(graph.outputs))
 
         return self._derivative(("push", wanted), tensors, task, "forward")
 
@@ -162,8 +162,8 @@ def _captured(function: Run, tensors: Sequence[Tensor]) -> tuple[Graph, tuple[Te
     return captured.graph, captured.lifted
 
 
-def _floating(outputs: Sequence[Any]) -> list[int]:
-    return [k for k, value in enumerate(outputs) if isinstance(value, Value) and value.is_floating]
+def _differentiable(outputs: Sequence[Any]) -> list[int]:
+    return [k for k, value in enumerate(outputs) if isinstance(value, Value) and value.is_differentiable]
 
 
 def _laid_out(tensors: Sequence[Tensor], fixed: int) -> tuple[Tensor, ...]:
@@ -259,7 +259,7 @@ class _Transformed(torch.autograd.Function):
         level, kinds, *tensors = inputs
         ctx.level = level
         ctx.numbers = [k for k, kind in enumerate(kinds.of) if kind is Tensor]
-        ctx.floating = [tensor.is_floating_point() for tensor in output]
+        ctx.differentiable = [tensor.is_floating_point() or tensor.is_complex() for tensor in output]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
@@ -274,7 +274,7 @@ class _Transformed(torch.autograd.Function):
         moved = {k: t for k, t in enumerate(tangents[2:]) if t is not None}
         saved = ctx.saved_tensors
         found = iter(ctx.level.push(saved, tuple(moved)).call((*saved, *moved.values())))
-        return tuple(next(found) if is_floating else None for is_floating in ctx.floating)
+        return tuple(next(found) if moves else None for moves in ctx.differentiable)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], level: Level, kinds: _Kinds, *tensors: Tensor) -> Any:

@@ -15,7 +15,7 @@ from torch import Tensor
 from .bridge import Level, as_node, is_bare, requires_grad
 from .compilation import Task, compile_derivative, compile_function, jvp_task, split_program, vjp_task
 from .derivatives import CapturedCall, Executable
-from .dtypes import torch_dtype
+from .dtypes import device_name, torch_dtype
 from .emit.python import emit_python
 from .errors import ArgumentError, ShapeError
 from .graph import Graph, Value
@@ -255,11 +255,14 @@ def _check_seeds(given: Any, structure: Structure, values: Sequence[Value], what
     flat, spec = tree_flatten(given)
     _, wanted = tree_flatten(structure, is_leaf=lambda x: isinstance(x, Leaf))
     if spec != wanted:
-        raise ArgumentError(f"the {what}s of {title} must have the structure of its {like}, {wanted}; they have {spec}")
+        raise ArgumentError(f"the {what}s of {title} must have the structure of its {like}, {wanted}; not {spec}")
     for k, (tensor, value) in enumerate(zip(flat, values, strict=True)):
         if not isinstance(tensor, Tensor):
             raise ArgumentError(f"{what} {k} of {title} is {tensor!r}, not a tensor")
         if tuple(tensor.shape) != value.shape or tensor.dtype != torch_dtype(value.dtype):
             required = f"{what} {k} of {title} must be {value.type} like the {like}"
             raise ShapeError(f"{required}; it is {describe(tensor)}")
+        if device_name(tensor.device) != value.device or tensor.layout is not torch.strided:
+            seen = f"it is on {tensor.device}, {tensor.layout}"
+            raise ArgumentError(f"{what} {k} of {title} must be dense, on {value.device} like the {like}; {seen}")
     return flat

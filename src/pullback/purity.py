@@ -151,5 +151,5 @@ def depending(values: set[Value], graph: Graph) -> set[Value]:
             if edge.source in values and (differentiable is None or edge.output in differentiable):
                 values.add(edge.target)
         if node.op in PIECEWISE and any(v in values for v in node.inputs):
-            values.update(v for v in node.results if v.is_floating)  # its derivative exists, and is zero
+            values.update(v for v in node.results if v.is_differentiable)  # its derivative exists, and is zero
     return values
