@@ -19,6 +19,8 @@ from .graph import Graph, Node, Source, Value
 from .provenance import source_at
 from .torch_private import count_writes, schema, storage
 
+PENDING = -1  # the version of a value that is about to be written
+
 
 class Ref:
     """A value as an operator's argument; the same object for the same number, in every record."""
@@ -88,9 +90,10 @@ class Step:
     """One operator: arguments with `Ref`s in place of tensors, results as numbers of values, None where unread.
 
     backward: what computes the derivative of a `FUNCTION`.
+    needed: the values that its derivative reads, once that was asked.
     """
 
-    __slots__ = ("args", "backward", "inputs", "key_end", "kwargs", "op", "outputs", "place")
+    __slots__ = ("args", "backward", "inputs", "key_end", "kwargs", "needed", "op", "outputs", "place")
 
     def __init__(
         self,
@@ -105,6 +108,7 @@ class Step:
         self.place = place
         self.key_end = 0
         self.backward: Any = None
+        self.needed: frozenset[int] | None = None
 
 
 class History:
@@ -135,6 +139,9 @@ class History:
         self.writes: list[Write] = []
         self.hooks: dict[int, OrderedDict[int, Any]] = {}
         self.retained: dict[int, Tensor] = {}
+        self._lying_in: dict[int, list[int]] = {}  # values by their memory, and the steps that read each value:
+        self._readers: dict[int, list[int]] = {}  # kept up only where something is changed in place
+        self._indexed = self._read = 0
 
     # ------------------------------------------------------------ values
 
@@ -191,8 +198,12 @@ class History:
 
     def is_active(self, index: int) -> bool:
         """Whether a value may have a derivative."""
-        active = self.producers[index] >= 0 or index in self.sources
-        return active and bool(self.types[index][0].is_floating_point)
+        return (self.producers[index] >= 0 or index in self.sources) and self.is_continuous(index)
+
+    def is_continuous(self, index: int) -> bool:
+        """Whether a value is of a dtype that has derivatives at all."""
+        dtype = self.types[index][0]
+        return bool(dtype.is_floating_point or dtype.is_complex)
 
     # ------------------------------------------------------------ memory
 
@@ -211,13 +222,40 @@ class History:
         key = storage(self.tensors[index])
         return next((w for w in self.writes[self.written[index] :] if w.storage == key), None)
 
+    def held_in(self, tensor: Tensor) -> list[int]:
+        """The values that lie in a tensor's memory and have not been overwritten."""
+        for index in range(self._indexed, len(self.tensors)):
+            if isinstance(self.tensors[index], Tensor):
+                self._lying_in.setdefault(storage(self.tensors[index]), []).append(index)
+        for number in range(self._read, len(self.steps)):
+            for index in self.steps[number].inputs:
+                self._readers.setdefault(index, []).append(number)
+        self._indexed, self._read = len(self.tensors), len(self.steps)
+        key = storage(tensor)
+        lying = [k for k in self._lying_in.get(key, ()) if self._is_valid(k, key)]
+        self._lying_in[key] = lying
+        return [k for k in lying if self.versions[k] != PENDING]
+
+    def _is_valid(self, index: int, key: int) -> bool:
+        held = self.tensors[index]
+        return held is not None and storage(held) == key and self.versions[index] in (count_writes(held), PENDING)
+
+    def steps_at(self, index: int) -> Iterator[Step]:
+        """The steps that compute or read a value, as of the last call of `held_in`."""
+        if self.producers[index] >= 0:
+            yield self.steps[self.producers[index]]
+        for number in self._readers.get(index, ()):
+            yield self.steps[number]
+
+    def copy_value(self, index: int) -> None:
+        """Let a copy hold a value, whose memory is about to be overwritten."""
+        self.tensors[index] = self.tensors[index].clone()
+        self.versions[index] = count_writes(self.tensors[index])
+
     def preserve(self, tensor: Tensor) -> None:
         """Copy every value that lies in a tensor's memory, which is about to be overwritten without a count."""
-        key = storage(tensor)
-        for index, (held, version) in enumerate(zip(self.tensors, self.versions, strict=True)):
-            if isinstance(held, Tensor) and storage(held) == key and count_writes(held) == version:
-                self.tensors[index] = held.clone()
-                self.versions[index] = count_writes(self.tensors[index])
+        for index in self.held_in(tensor):
+            self.copy_value(index)
 
     def storages(self) -> set[int]:
         """The memory of every tensor that was read or computed."""

@@ -122,7 +122,11 @@ def _get_grad_fn(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[
         if frame.f_code is private.module_call_code and _intermediate(above, args[0]) is not None:
             raise refuse(_MODULE_HOOKS, _MODULE_HOOKS_WAY_OUT)
         frame = frame.f_back
-    return function(*args, **kwargs)
+    return None if _intermediate(above, args[0]) is not None else function(*args, **kwargs)
+
+
+def _get_is_leaf(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return _intermediate(above, args[0]) is None and function(*args, **kwargs)
 
 
 _MODULE_HOOKS = "a module has backward hooks, which torch.autograd would call"
@@ -149,6 +153,7 @@ INTERCEPTED: dict[Any, Interceptor] = {
     _OWN.data.__set__: _set_data,
     _OWN.grad.__set__: _plain,
     _OWN.grad_fn.__get__: _get_grad_fn,
+    _OWN.is_leaf.__get__: _get_is_leaf,
     Tensor.numpy: _array,
     Tensor.__array__: _array,
 }

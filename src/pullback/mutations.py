@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import torch_private as private
 from .geometry import Reshape, Select, Slice, lie_of
-from .history import Ref, Slot, ref
+from .history import PENDING, Ref, Slot, ref
 from .provenance import describe
 from .recipes import Kind, Recipe, functional, recipe_of
 from .scribe import ATEN, VIEW, Scribe, here, refuse
@@ -23,6 +22,7 @@ from .torch_private import count_writes, schema
 SELECT_SCATTER = recipe_of(ATEN.select_scatter.default)
 SLICE_SCATTER = recipe_of(ATEN.slice_scatter.default)
 INDEX_PUT = recipe_of(ATEN.index_put.default)
+TRANSPOSE = recipe_of(ATEN.transpose.int)
 RENORM = ATEN.embedding_renorm_.default  # always under no_grad, where PyTorch's own code calls it
 REPLACING = frozenset((ATEN.resize_.default, *(getattr(ATEN.set_, name) for name in ATEN.set_.overloads())))
 RESHAPING = frozenset(
@@ -74,10 +74,25 @@ def _refuse_replacing(scribe: Scribe, op: Any, targets: list[Tensor]) -> None:
         )
 
 
+def _keep_needed(scribe: Scribe, target: Tensor) -> None:
+    """Copy what lies in the target's memory and is read by the derivative of a step, before it is overwritten.
+
+    Autograd would often refuse to compute the derivative, but not always where our rules read what it does not.
+    """
+    history = scribe.history
+    for value in history.held_in(target):
+        if any(value in scribe.needs(history, step) for step in history.steps_at(value)):
+            history.copy_value(value)
+
+
 def _unrecorded(
     scribe: Scribe, recipe: Recipe, targets: list[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """A change that no derivative flows through, under `no_grad` or of constants by constants."""
+    for target in targets:
+        root = scribe.root_of(target)
+        if root is not None and not root.is_leaf:
+            _keep_needed(scribe, target)
     result = recipe.op(*args, **kwargs)
     if not THREAD.depth and scribe.history.tensors:
         place = here()
@@ -89,7 +104,7 @@ def _unrecorded(
 def _recorded(scribe: Scribe, recipe: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any], again: Any) -> Any:
     """A change of the first operand that derivatives flow through."""
     target, history = args[0], scribe.history
-    slot, root = _slots(scribe, target)
+    slot, root = scribe.slots_of(target)
     _refuse_leaf(target, root)
     if recipe.name in RESHAPING:
         return _reshaped(scribe, recipe, slot, args, kwargs)
@@ -98,6 +113,7 @@ def _recorded(scribe: Scribe, recipe: Recipe, args: tuple[Any, ...], kwargs: dic
     if into is None or into.kind is Kind.DECOMPOSED or into.kind is Kind.WRITE:
         result, value = _by_copy(scribe, recipe, args, kwargs, again)
     elif into.kind is Kind.CONSTANT:
+        _keep_needed(scribe, target)
         result = recipe.op(*args, **kwargs)
         value = history.input(target).value
     else:
@@ -115,28 +131,6 @@ def _recorded(scribe: Scribe, recipe: Recipe, args: tuple[Any, ...], kwargs: dic
     return result
 
 
-def _slots(scribe: Scribe, target: Tensor) -> tuple[Slot, Slot]:
-    """The slot of a tensor and that of its root; constants get one, for they are about to have a derivative."""
-    slot = scribe.slot_of(target)
-    if slot is not None:
-        return slot, slot.root or slot
-    base = private.base_of(target)
-    if base is None:
-        slot = _promoted(scribe, target)
-        return slot, slot
-    root = _promoted(scribe, base)
-    return scribe.bind_view(target, root), root
-
-
-def _promoted(scribe: Scribe, tensor: Tensor) -> Slot:
-    history = scribe.history
-    slot = Slot(tensor, scribe.constant(tensor), count_writes(tensor), len(history.writes))
-    history.bindings[id(tensor)] = slot
-    history.constants.pop(id(tensor), None)
-    scribe.fresh.append(tensor)
-    return slot
-
-
 def _refuse_leaf(target: Tensor, root: Slot) -> None:
     if root.is_leaf:
         what = "a leaf" if root.tensor is target else "a view of a leaf"
@@ -149,16 +143,13 @@ def _refuse_leaf(target: Tensor, root: Slot) -> None:
 def _by_step(
     scribe: Scribe, recipe: Recipe, into: Recipe, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, int]:
-    """The change as one step; the old value is copied first if its own derivative reads it."""
+    """The change as one step."""
     target, history = args[0], scribe.history
     args = ADAPTED[recipe.op](*args) if recipe.op in ADAPTED else args
     arguments, keywords = scribe.references(into, args), scribe.keywords(kwargs)
-    before = arguments[0].index
-    value = history.define(target, 0, (target.dtype, target.shape, target.device), len(history.steps))
-    step = scribe.step(into, arguments, keywords, (value,))
-    if before in scribe.needs(history, step) and history.tensors[before] is target:
-        history.tensors[before] = target.clone()
-        history.versions[before] = count_writes(history.tensors[before])
+    value = history.define(target, PENDING, (target.dtype, target.shape, target.device), len(history.steps))
+    scribe.step(into, arguments, keywords, (value,))
+    _keep_needed(scribe, target)
     return recipe.op(*args, **kwargs), value
 
 
@@ -167,29 +158,25 @@ def _by_copy(
 ) -> tuple[Any, int]:
     """The change as a new tensor, recorded as any other, that is copied into the old one."""
     target = args[0]
-    name, _, overload = str(recipe.op).removeprefix("aten.").partition(".")
-    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
-    if packet is None or overload not in packet.overloads() or not name.endswith("_"):
+    into = functional(recipe.op)
+    if into is None:
         raise refuse(
             f"{recipe.op} changes a tensor that has a derivative ({describe(target)}), and PyTorch has no form of it "
             "that returns a new one",
             "Compute a new tensor instead.",
         )
-    copy = target.clone()
-    old = scribe.read(target).index
-    if scribe.history.tensors[old] is target:
-        scribe.history.tensors[old], scribe.history.versions[old] = copy, count_writes(copy)
-    stand_in = Slot(copy, old, count_writes(copy), len(scribe.history.writes))
-    scribe.history.bindings[id(copy)] = stand_in
+    copy, old, history = target.clone(), scribe.read(target).index, scribe.history
+    history.bindings[id(copy)] = Slot(copy, old, count_writes(copy), len(history.writes))
     with decomposing(), again:
-        new = getattr(packet, overload)(copy, *args[1:], **kwargs)
+        new = into.op(copy, *args[1:], **kwargs)
+    _keep_needed(scribe, target)
     target.copy_(new)
     return target, scribe.read(new).index
 
 
 def _reshaped(scribe: Scribe, recipe: Recipe, slot: Slot, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A change of a tensor's own shape: a view that takes its operand's place."""
-    into = functional(recipe.op)
+    into = TRANSPOSE if recipe.name == "aten.transpose_.default" else functional(recipe.op)
     if into is None or slot.root is not None or "as_strided" in recipe.name:
         raise refuse(
             f"{recipe.op} changes the shape of a tensor that has a derivative in place",

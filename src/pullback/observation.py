@@ -23,6 +23,7 @@ from .recording import CURRENT
 from .scribe import Scribe, refuse
 from .tapes import THREAD, decomposing
 
+AS_STRIDED = torch.ops.aten.as_strided.default  # has no rule, for it reads the strides of its operand
 _PARALLEL = ("DistributedDataParallel.forward", "FullyShardedDataParallel.forward")
 
 
@@ -78,18 +79,19 @@ class Above(TorchFunctionMode):
 
     def mark(self, result: Any) -> None:
         """Let results with a derivative require gradients, as long as the block runs."""
-        bindings = self.scribe.history.bindings
-        if isinstance(result, Tensor):
-            slot = bindings.get(id(result))
-            if slot is not None and not slot.is_leaf and not result.requires_grad:
-                result.requires_grad_()
-                self.marked.append(result)
-        elif isinstance(result, (tuple, list)):
-            for item in result:
-                self.mark(item)
         if self.scribe.fresh:
             fresh, self.scribe.fresh = self.scribe.fresh, []
             self.mark(fresh)
+        if isinstance(result, Tensor):
+            slot = self.scribe.history.bindings.get(id(result))
+            if slot is not None and not slot.is_leaf and not result.requires_grad:
+                base = private.base_of(result)  # a view requires gradients where its base does
+                marked = result if base is None else base
+                marked.requires_grad_()
+                self.marked.append(marked)
+        elif isinstance(result, (tuple, list)):
+            for item in result:
+                self.mark(item)
 
 
 def _refuse_transforms() -> None:
@@ -143,6 +145,8 @@ class Below(private.TorchDispatchMode):
             return record_operator(scribe, op, args, kwargs)
         if op in ADAPTED:
             args = ADAPTED[op](*args)
+        if op is AS_STRIDED:
+            return scribe.bind_view(op(*args, **kwargs), scribe.slots_of(args[0])[1]).tensor
         operands, keywords = scribe.references(recipe, args), scribe.keywords(kwargs)
         result = op(*args, **kwargs)
         scribe.record(recipe, operands, keywords, result, scribe.root_of(args[0]) if kind is Kind.VIEW else None)

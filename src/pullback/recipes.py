@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from . import torch_private as private
 from .capture import decompositions
@@ -54,6 +55,9 @@ _VIEWS = frozenset(("aten._unsafe_view.default", "aten._reshape_alias.default"))
 _DRAWS = frozenset(
     f"{name}_" for name in "bernoulli cauchy exponential geometric log_normal normal random uniform".split()
 )
+# Their derivative is zero, which is not to have none: a loss may depend on a parameter through them alone.
+_STEPS = "ceil.default floor.default round.default round.decimals trunc.default fix.default sign.default sgn.default"
+_FLAT = frozenset(f"aten.{op}" for op in _STEPS.split())
 # Under the names that capture has for them: it sees batch normalisation after PyTorch has said what it writes into.
 _RENAMED: Mapping[str, str] = {
     "aten.native_batch_norm.default": "aten._native_batch_norm_legit_functional.default",
@@ -72,6 +76,8 @@ def _make(op: Any) -> Recipe:
     renamed = _RENAMED.get(name)
     if renamed is not None:
         return Recipe(op, Kind.NODE, renamed, next(_numbers))
+    if name in _FLAT:
+        return Recipe(op, Kind.NODE, name, next(_numbers))
     if name in NONDIFFERENTIABLE or op.namespace in ("prim", "profiler"):
         return Recipe(op, Kind.CONSTANT, name, next(_numbers))
     if has_own_derivative(op):
@@ -81,7 +87,7 @@ def _make(op: Any) -> Recipe:
     if name in RULES:
         kind = Kind.VIEW if _is_view(op) else Kind.NODE
         return Recipe(op, kind, name, next(_numbers), frozenset((1,)) if name in _LIFTED else frozenset())
-    body = decompositions(frozenset(RULES)).get(op)
+    body = BODIES.get(op) or decompositions(frozenset(RULES)).get(op)
     if body is None and private.can_decompose(op):
         body = op.decompose
     kind = Kind.DECOMPOSED if body is not None else Kind.VIEW if _is_view(op) else Kind.NODE
@@ -98,7 +104,25 @@ def functional(op: Any) -> Recipe | None:
     name, _, overload = str(op).removeprefix("aten.").partition(".")
     if name in _DRAWS:
         return Recipe(op, Kind.CONSTANT, str(op), next(_numbers))
-    packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
-    if not name.endswith("_") or packet is None or overload not in packet.overloads():
-        return None
-    return recipe_of(getattr(packet, overload))
+    candidates = (_overload(name.removesuffix("_"), chosen) for chosen in (overload, f"Tensor_{overload}"))
+    return next((recipe_of(found) for found in candidates if found and _operands(found) == _operands(op)), None)
+
+
+def _overload(name: str, overload: str) -> Any:
+    return getattr(getattr(torch.ops.aten, name, None), overload, None)
+
+
+def _operands(op: Any) -> list[str]:
+    return [str(a.type) for a in schema(op).arguments]
+
+
+def _masked_select(x: Tensor, mask: Tensor) -> Tensor:
+    return torch.ops.aten.index.Tensor(*_broadcast(x, mask))
+
+
+def _broadcast(x: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
+    shape = torch.broadcast_shapes(x.shape, mask.shape)
+    return x.expand(shape), [mask.expand(shape)]
+
+
+BODIES: Mapping[Any, Callable[..., Any]] = {torch.ops.aten.masked_select.default: _masked_select}

@@ -133,7 +133,7 @@ class Tape:
             if outer is not None and id(tensor) in outer.history.bindings:
                 outer._above.marked.append(tensor)
                 continue
-            if tensor.grad_fn is None:
+            if tensor.is_leaf:
                 tensor.requires_grad_(False)
             if sys.getrefcount(tensor) > _HOLDERS:
                 mark(tensor)

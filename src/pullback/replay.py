@@ -20,7 +20,7 @@ from .errors import RecordError
 from .graph import Graph, Node, Value, replace_values
 from .history import History, Ref, Step, exact, ref
 from .provenance import describe
-from .rules import NONDIFFERENTIABLE, RULES
+from .rules import RULES
 from .torch_private import count_writes
 
 INTERPRETED = 2  # sightings of a sequence before it is compiled
@@ -149,8 +149,8 @@ def _path(history: History, output: int, sources: Sequence[int]) -> Sighting:
     reached, needed = set(sources), {output}
     steps = history.steps[: history.producers[output] + 1]
     for step in steps:
-        if step.op not in NONDIFFERENTIABLE and any(k in reached for k in step.inputs):
-            reached.update(k for k in step.outputs if k is not None and history.types[k][0].is_floating_point)
+        if any(k in reached for k in step.inputs):
+            reached.update(k for k in step.outputs if k is not None and history.is_continuous(k))
     live: list[int] = []
     completed: dict[int, tuple[int, int]] = {}
     for number in range(len(steps) - 1, -1, -1):
@@ -259,10 +259,16 @@ def _numbered(values: Sequence[Value], numbers: Mapping[Value, int]) -> tuple[in
 
 def needs(history: History, step: Step) -> frozenset[int]:
     """The values that the derivative of a step reads, in every operand that may have one."""
+    if step.needed is None:
+        step.needed = _needed(history, step)
+    return step.needed
+
+
+def _needed(history: History, step: Step) -> frozenset[int]:
     if step.backward is not None:  # which checks for itself what it saved
         return frozenset()
     operands = [k for k in dict.fromkeys(step.inputs) if history.is_active(k)]
-    given = [k for k in step.outputs if k is not None and history.types[k][0].is_floating_point]
+    given = [k for k in step.outputs if k is not None and history.is_continuous(k)]
     if not operands or not given or step.op not in RULES:
         return frozenset()
     numbers = (*dict.fromkeys(step.inputs), *(k for k in step.outputs if k is not None))

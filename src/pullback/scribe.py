@@ -74,12 +74,10 @@ class Scribe:
         slot = bindings.get(id(tensor))
         if slot is not None:
             return slot
-        if tensor.requires_grad:
-            return self.leaf(tensor)
         base = private.base_of(tensor)
         if base is not None and id(base) in bindings:  # a view that was made before its base had a derivative
             return self.bind_view(tensor, bindings[id(base)])
-        return None
+        return self.leaf(tensor) if tensor.requires_grad else None
 
     def leaf(self, tensor: Tensor) -> Slot:
         """A slot for a tensor that requires gradients."""
@@ -102,6 +100,27 @@ class Scribe:
         """The slot of what a view of this tensor is a view of."""
         slot = self.history.bindings.get(id(tensor))
         return None if slot is None else slot.root or slot
+
+    def slots_of(self, tensor: Tensor) -> tuple[Slot, Slot]:
+        """The slot of a tensor and that of its root; a constant gets one, for it is about to have a derivative."""
+        slot = self.slot_of(tensor)
+        if slot is not None:
+            return slot, slot.root or slot
+        base = private.base_of(tensor)
+        if base is None:
+            slot = self.promoted(tensor)
+            return slot, slot
+        root = self.promoted(base)
+        return self.bind_view(tensor, root), root
+
+    def promoted(self, tensor: Tensor) -> Slot:
+        """A slot for a constant."""
+        history = self.history
+        slot = Slot(tensor, self.constant(tensor), count_writes(tensor), len(history.writes))
+        history.bindings[id(tensor)] = slot
+        history.constants.pop(id(tensor), None)
+        self.fresh.append(tensor)
+        return slot
 
     # ------------------------------------------------------------ operands
 
