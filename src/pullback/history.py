@@ -251,6 +251,7 @@ class History:
         """Let a copy hold a value, whose memory is about to be overwritten."""
         self.tensors[index] = self.tensors[index].clone()
         self.versions[index] = count_writes(self.tensors[index])
+        self.addresses.pop(index, None)
 
     def preserve(self, tensor: Tensor) -> None:
         """Copy every value that lies in a tensor's memory, which is about to be overwritten without a count."""

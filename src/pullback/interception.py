@@ -6,6 +6,7 @@ own.
 """
 
 import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from types import FrameType
@@ -34,8 +35,6 @@ def _plain(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _refuse_backward(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if not torch.is_grad_enabled() and above.scribe.paused:
-        return function(*args, **kwargs)
     raise refuse(f"{function.__name__}() of torch.autograd is called inside the block", f"Not here: {CALL_TAPE}.")
 
 
@@ -179,6 +178,7 @@ KERNELS: dict[Any, Callable[..., Any]] = {torch.lstm: _without_mkldnn}
 
 # Autograd's own functions --------------------------------------------------------------------------------------------
 
+
 def function_handler(tape: Any) -> Any:
     """What becomes of a call of an `autograd.Function` while a tape records."""
 
@@ -201,6 +201,38 @@ def function_handler(tape: Any) -> Any:
     return handler
 
 
+_lock = threading.Lock()
+_originals: list[Any] = []
+_users = [0]
+
+
+def _backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+    """`backward` of `torch.autograd` while records are in progress."""
+    if THREAD.tapes and not THREAD.tapes[-1].paused and THREAD.tapes[-1].scribe.is_active((tensors,)):
+        _refuse_backward(None, _backward, (), {})
+    return _originals[0](tensors, *args, **kwargs)
+
+
+_backward.__name__ = "backward"
+
+
+def start_refusing_backward() -> None:
+    """Let `backward` of `torch.autograd` be refused in threads that record; each call is to be undone once."""
+    with _lock:
+        if not _users[0]:
+            _originals[:] = [torch.autograd.__dict__["backward"]]
+            setattr(torch.autograd, "backward", _backward)  # noqa: B010
+        _users[0] += 1
+
+
+def stop_refusing_backward() -> None:
+    """Undo one call of `start_refusing_backward`."""
+    with _lock:
+        _users[0] -= 1
+        if not _users[0]:
+            setattr(torch.autograd, "backward", _originals[0])  # noqa: B010
+
+
 def say_what_to_call(*_: Any, **__: Any) -> None:
     """Stands in for `loss.backward` of a recorded loss."""
     raise RecordError(f"loss.backward() is called on a recorded loss: {CALL_TAPE}")
@@ -212,4 +244,6 @@ __all__ = [
     "function_handler",
     "is_initialisation",
     "say_what_to_call",
+    "start_refusing_backward",
+    "stop_refusing_backward",
 ]

@@ -155,7 +155,7 @@ class Below(private.TorchDispatchMode):
 
 def _refuse_parallel(op: Any, args: tuple[Any, ...]) -> None:
     """Refuse the wrappers that wait for autograd to call them; they announce themselves to the profiler."""
-    if op.namespace == "profiler" and args and args[0] in _PARALLEL:
+    if op.namespace == "profiler" and args and isinstance(args[0], str) and args[0] in _PARALLEL:
         name = args[0].partition(".")[0]
         raise refuse(
             f"{name} exchanges gradients while torch.autograd computes them, which a record does not do",

@@ -1,5 +1,6 @@
 """Define-by-run: `record()` writes down what a block computes, and the tape differentiates it afterwards."""
 
+import copy
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from .errors import ArgumentError, RecordError, ShapeError
 from .function_calls import function_calls_handled
 from .graph import Graph
 from .history import History
-from .interception import function_handler, say_what_to_call
+from .interception import function_handler, say_what_to_call, start_refusing_backward, stop_refusing_backward
 from .leaves import accumulate, run_hooks
 from .observation import Above, Below
 from .provenance import describe
@@ -21,7 +22,7 @@ from .recording import CURRENT
 from .replay import derivative, needs, sighted
 from .scribe import Scribe
 from .tapes import THREAD, is_recording, mark, was_recorded
-from .torch_private import count_writes, gradient_hooks, tree_flatten, tree_unflatten
+from .torch_private import count_writes, gradient_hooks
 
 _HOLDERS = 5  # references to a tensor of a record that has not escaped: three of ours, a loop's, and an argument's
 
@@ -81,6 +82,7 @@ class Tape:
         self._thread = threading.get_ident()
         self._below, self._above = Below(self.scribe), Above(self.scribe)
         self._functions = function_calls_handled(function_handler(self))
+        start_refusing_backward()
         self._functions.__enter__()
         self._below.__enter__()
         self._above.__enter__()
@@ -124,6 +126,7 @@ class Tape:
         below.__exit__(None, None, None)
         functions, self._functions = self._functions, None
         functions.__exit__(None, None, None)
+        stop_refusing_backward()
         self._unmark(above.marked)
 
     def _unmark(self, marked: list[Tensor]) -> None:
@@ -166,7 +169,8 @@ class Tape:
         {'x': tensor(108.), 'y': tensor(18.)}
         """
         output, seed = self._output(loss), self._seed(loss, seed)
-        flat, spec = tree_flatten(tuple(inputs) if isinstance(inputs, Iterator) else inputs)
+        inputs = tuple(inputs) if isinstance(inputs, Iterator) else inputs
+        flat = list(_leaves(inputs))
         sources = [self._source(tensor) for tensor in flat]
         asked = tuple(dict.fromkeys(k for k in sources if k is not None))
         hooked = bool(self.history.hooks) or any(gradient_hooks(t)[0] for t in flat)
@@ -180,7 +184,7 @@ class Tape:
             result = None if k is None else found.get(k)
             results.append(result.clone() if k in given and result is not None else result)
             given.add(k)
-        return tree_unflatten(results, spec)
+        return _rebuilt(inputs, iter(results))
 
     def backward(self, loss: Tensor, seed: Tensor | None = None) -> None:
         """Add the derivative of a recorded tensor to `.grad` of every leaf that requires gradients.
@@ -339,3 +343,24 @@ class Tape:
     def __repr__(self) -> str:
         state = "released" if self._is_released else "open" if self._above is not None else "closed"
         return f"<pullback tape, {state}: {len(self.history.steps)} operators>"
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    """What nested tuples, lists and dictionaries hold, in order."""
+    if isinstance(tree, (tuple, list, dict)):
+        for item in tree.values() if isinstance(tree, dict) else tree:
+            yield from _leaves(item)
+    else:
+        yield tree
+
+
+def _rebuilt(tree: Any, leaves: Iterator[Any]) -> Any:
+    """The same structure of other leaves; PyTorch's own function for it leaves a reference cycle at each call."""
+    if isinstance(tree, dict):
+        changed = copy.copy(tree)
+        changed.update({key: _rebuilt(item, leaves) for key, item in tree.items()})
+        return changed
+    if isinstance(tree, (tuple, list)):
+        items = [_rebuilt(item, leaves) for item in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    return next(leaves)
