@@ -1,7 +1,6 @@
 """What a record refuses: each with its own error, the values seen, and the user's line."""
 
 import copy
-import gc
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -165,12 +164,18 @@ def test_a_result_that_was_changed_after_the_block() -> None:
         tape.backward(loss)
 
 
+@torch.library.custom_op("record_tests::without_rule", mutates_args=())
+def without_rule(x: Tensor) -> Tensor:
+    """An operator of the user's own, of which nobody has said what its derivative is."""
+    return x * 2
+
+
 def test_an_operator_without_a_rule_is_named_with_its_line() -> None:
     (x,) = leaves((3,))
     with pullback.record() as tape:
-        loss = torch.special.i1e(x).sum()
+        loss = without_rule(x).sum()
     for _ in range(4):
-        with pytest.raises(MissingRuleError, match=rf"aten.special_i1e.default on float64\[3\].*{HERE}"):
+        with pytest.raises(MissingRuleError, match=rf"record_tests.without_rule.default on float64\[3\].*{HERE}"):
             tape.grad(loss, x)
 
 
@@ -213,9 +218,6 @@ def test_a_suspended_generator() -> None:
     next(generator)
     with pullback.record(), pytest.raises(RecordError, match="a generator that was suspended"):
         next(generator, None)
-    generator.close()
-    gc.collect()
-    pullback.tapes.THREAD.tapes[0].__exit__()
     assert not pullback.tapes.THREAD.tapes
     tape, loss = _loss(x)
     tape.grad(loss, x)
