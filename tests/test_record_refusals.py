@@ -19,17 +19,6 @@ from support import reference
 HERE = r"(test_record_refusals|support)\.py:\d+: "  # or the gate that the tests are behind
 
 
-class Square(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x * x
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return 2 * ctx.saved_tensors[0] * gradients[0]
-
-
 def _closed_over_autograd() -> Tensor:
     with torch.enable_grad():
         return torch.ones(3, dtype=torch.float64, requires_grad=True) * 2
@@ -51,7 +40,6 @@ INSIDE: dict[str, tuple[Callable[[Tensor], object], str]] = {
     "autograd.backward": (lambda x: torch.autograd.backward([x.sum()]), r"backward\(\) of torch.autograd"),
     "autograd.grad": (lambda x: torch.autograd.grad(x.sum(), x), r"grad\(\) of torch.autograd"),
     "torch.func": (lambda x: torch.func.grad(lambda x: x.sin().sum())(x), "a derivative of torch.func's"),
-    "an autograd.Function": (lambda x: Square.apply(x), "calls Square, a torch.autograd.Function"),
     "a tensor of autograd's": (lambda x: x * FOREIGN, r"float64\[3\].* computed by torch.autograd.*MulBackward0"),
     "a result of another record": (
         lambda x: x * OTHER,
