@@ -30,6 +30,7 @@ from .aliases import protect_from_mutations
 from .builtins import BUILTINS, SPELLINGS, Call, facts, spell, without_defaults
 from .constants import constants
 from .reuse import reuse_memory
+from .updates import update_in_place
 
 WIDTH = 120
 _numbers = count(1)
@@ -79,6 +80,7 @@ def emit_python(
     Cost: linear in the number of nodes; about 30 µs each, of which Python's own compiler takes a half.
     """
     protected = protect_from_mutations(graph)
+    protected = update_in_place(protected) if plain else protected
     known = constants(protected) if plain else {}
     writer = _Writer(reuse_memory(protected, frozenset(known)) if plain else protected, _identifier(name), known)
     writer.returned = returned or {}
