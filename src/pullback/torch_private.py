@@ -87,6 +87,13 @@ after_any_module: Callable[..., Any] = _private("torch.nn.modules.module:registe
 # Where an instance of `nn.RNNBase` keeps the weights of its last call.
 RECURRENT_WEIGHT_LISTS = ("_flat_weights", "_flat_weight_refs")
 
+# Builtins that are entered up to 4 µs sooner than their operators; the defaults of their arguments are not the same.
+QUICKER: dict[str, Callable[..., Any]] = {
+    "aten.binary_cross_entropy.default": _private("torch._C._nn:binary_cross_entropy"),
+    "aten.mse_loss.default": _private("torch._C._nn:mse_loss"),
+    "aten._foreach_add_.List": _private("torch:_foreach_add_"),
+}
+
 ATTRIBUTES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "torch._ops:OpOverload": (torch.ops.aten.add.Tensor, ("_op", "_schema", "_can_decompose")),
     "torch:Tensor": (Tensor, ("_version", "_base", "_backward_hooks", "_post_accumulate_grad_hooks")),
@@ -126,8 +133,8 @@ def overload(op: str) -> Any:
 
 @cache
 def fast_overload(op: str) -> Callable[..., Any]:
-    """The same operator as the dispatcher's own callable, which is a little quicker than the `OpOverload` around it."""
-    call: Callable[..., Any] = overload(op)._op
+    """The same operator as a builtin, or the dispatcher's own callable, which is quicker than the `OpOverload`."""
+    call: Callable[..., Any] = QUICKER.get(op) or overload(op)._op
     return call
 
 

@@ -128,6 +128,12 @@ def without_defaults(
     return args[:count], {k: v for k, v in kwargs.items() if not _says_nothing(op, known, k, v)}
 
 
+def with_defaults(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """All positional arguments, written out: some builtins have other defaults than their operators."""
+    known = facts(op).defaults
+    return (*args, *(known[k] for k in range(len(args), max(known, default=-1) + 1)))
+
+
 def _same(argument: Any, default: Any) -> bool:
     if isinstance(argument, list):
         argument = tuple(argument)
@@ -290,6 +296,18 @@ def _view_as_real(call: Call) -> str | None:
     return call.text(call.bind("view_as_real"), call.args[0]).replace(")", ".resolve_conj())")
 
 
+def _in_place(call: Call) -> str:
+    """`x.add_(y)`: a method is entered as soon as a builtin."""
+    return call.text(f"{call.write(call.args[0])}.{call.op.split('.')[1]}", *call.args[1:], **call.kwargs)
+
+
+_IN_PLACE = """
+relu_.default sigmoid_.default tanh_.default exp_.default log_.default neg_.default sin_.default cos_.default
+sqrt_.default rsqrt_.default reciprocal_.default mul_.Tensor add_.Tensor sub_.Tensor div_.Tensor clamp_min_.default
+add_.Scalar sub_.Scalar mul_.Scalar div_.Scalar lerp_.Scalar lerp_.Tensor addcmul_.default addcdiv_.default
+addmm_.default addmv_.default zero_.default fill_.Scalar clamp_.default clamp_max_.default
+"""
+
 SPELLINGS: dict[str, Spelling] = {
     "aten.view_as_real.default": _view_as_real,
     "aten.permute.default": _permute,
@@ -307,6 +325,7 @@ SPELLINGS: dict[str, Spelling] = {
     "aten.mean.dim": _reduce,
     "aten.amax.default": _reduce,
     "aten.amin.default": _reduce,
+    **{f"aten.{op}": _in_place for op in _IN_PLACE.split()},
 }
 
 
@@ -318,6 +337,6 @@ def spell(call: Call) -> str | None:
     builtin = BUILTINS.get(call.op)
     if builtin is None or len(call.args) > builtin.positional:
         return None
-    if any(name not in facts(call.op).keywords for name in call.kwargs):  # ATen's own name for a positional argument
+    if not call.kwargs.keys() <= {*facts(call.op).keywords, "out"}:  # ATen's own name for a positional argument
         return None
     return call.text(call.bind(builtin.path), *call.args, **call.kwargs)

@@ -21,16 +21,20 @@ from typing import Any
 
 import torch
 
+from ..dtypes import torch_dtype
 from ..errors import GraphError
 from ..graph import Expression, Graph, Node, Source, Value, values_in
 from ..own_derivatives import PRODUCTS
 from ..terms import HOLE, fill
-from ..torch_private import fast_overload
+from ..torch_private import QUICKER, fast_overload
 from .aliases import protect_from_mutations
-from .builtins import BUILTINS, SPELLINGS, Call, facts, spell, without_defaults
+from .builtins import BUILTINS, SPELLINGS, Call, facts, spell, with_defaults, without_defaults
 from .constants import constants
+from .overlap import NoOverlap
+from .peepholes import rewrite
 from .reuse import reuse_memory
 from .updates import update_in_place
+from .workspace import Workspace, use_workspace
 
 WIDTH = 120
 _numbers = count(1)
@@ -79,11 +83,14 @@ def emit_python(
 
     Cost: linear in the number of nodes; about 30 µs each, of which Python's own compiler takes a half.
     """
-    protected = protect_from_mutations(graph)
-    protected = update_in_place(protected) if plain else protected
-    known = constants(protected) if plain else {}
-    writer = _Writer(reuse_memory(protected, frozenset(known)) if plain else protected, _identifier(name), known)
-    writer.returned = returned or {}
+    protected, known = protect_from_mutations(rewrite(graph) if plain else graph), {}
+    workspace = Workspace(protected)
+    if plain:
+        known = dict(constants(protected))
+        reused = reuse_memory(update_in_place(protected), frozenset(known), smallest=1)
+        workspace = use_workspace(reused, frozenset(known), frozenset(old for old, _ in protected.mutations))
+    writer = _Writer(workspace.graph, _identifier(name), known, workspace, returned=returned or {})
+    writer.written = tuple(old for old, _ in protected.mutations) if plain else ()
     name, body = writer.name, writer.body()
     header = writer.header()
     code = "\n".join([*header, *body, ""])
@@ -142,6 +149,8 @@ class _Writer:
     graph: Graph
     name: str
     constants: Mapping[Value, torch.Tensor]
+    workspace: Workspace
+    written: tuple[Value, ...] = ()
     hoisted: list[str] = field(default_factory=list)
     namespace: dict[str, Any] = field(default_factory=dict)
     imports: dict[str, list[str]] = field(default_factory=dict)
@@ -160,8 +169,13 @@ class _Writer:
             self._define(value)
 
     def body(self) -> list[str]:
-        """The function, line by line."""
-        lines = [f"def {self.name}({', '.join(self.values[v] for v in self.graph.inputs)}):"]
+        """The function, line by line; ahead of it the one that makes its workspace."""
+        inputs = ", ".join(self.values[v] for v in self.graph.inputs)
+        maker, opening, closing = self._workspace()
+        lines = [f"def {self.name}({inputs}):"]
+        if self.written:
+            lines.append(f"    {self._overlap_check()}({inputs})")
+        lines += opening
         last_uses = self._last_uses()
         source: Source | None = None
         for position, node in enumerate(self.graph.nodes):
@@ -179,7 +193,33 @@ class _Writer:
                 lines.append(f"    del {', '.join(forgotten)}")
         lines += [f"    {self.values[old]}.copy_({self.values[new]})" for old, new in self.graph.mutations]
         outputs = [self.returned.get(k, output) for k, output in enumerate(self.graph.outputs)]
-        return [*lines, f"    return {self._write(tuple(outputs))}"]
+        return [*maker, *lines, *closing, f"    return {self._write(tuple(outputs))}"]
+
+    def _workspace(self) -> tuple[list[str], list[str], list[str]]:
+        """The function that makes a workspace, how a call takes one, and how it gives it back."""
+        workspace, values = self.workspace, self.workspace.values
+        if not values:
+            return [], [], []
+        make, store, own = (self.names.claim(name) for name in ("make_workspace", "workspaces", "workspace"))
+        viewed = ", ".join(self.values[v] for v in workspace.viewed)
+        lines = [f"def {make}({viewed}):"]
+        for value in workspace.tensors:
+            lines.append(f"    {self._define(value)} = {self._call('aten.empty.memory_format', *_empty(value))}")
+        lines += [f"    {self._statement(node)}" for node in workspace.views]
+        places = f"({''.join(f'{self.values[v]}.data_ptr(), ' for v in workspace.viewed)})"
+        held = ", ".join(self.values[v] for v in values)
+        lines += [f"    return {places}, {held}", "", "", f"{store} = []", "", ""]
+        opening = ["    try:", f"        place, {held} = {own} = {store}.pop()"]
+        opening += ["    except IndexError:", "        place = None"]
+        opening += [f"    if place != {places}:", f"        _, {held} = {own} = {make}({viewed})"]
+        return lines, opening, [f"    {store}.append({own})"]
+
+    def _overlap_check(self) -> str:
+        """Bind the check of what is written into."""
+        names = tuple(v.name for v in self.graph.inputs)
+        numbers = tuple(k for k, v in enumerate(self.graph.inputs) if v in self.written)
+        check = self._import("pullback.emit.overlap", "NoOverlap", NoOverlap)
+        return self._assign(self.names.claim("check"), f"{check}({names!r}, {numbers!r})", NoOverlap(names, numbers))
 
     def header(self) -> list[str]:
         """Imports and constants, in order of the alphabet; then what is computed once, in its own order."""
@@ -191,6 +231,7 @@ class _Writer:
     def _last_uses(self) -> dict[int, list[Value]]:
         """Which values are forgotten after which node: neither inputs nor results."""
         kept = {*values_in((self.graph.inputs, self.graph.outputs, self.graph.mutations)), *self.constants}
+        kept |= {*self.workspace.values}
         last: dict[int, list[Value]] = {}
         for position in range(len(self.graph.nodes) - 1, -1, -1):
             node = self.graph.nodes[position]
@@ -234,6 +275,7 @@ class _Writer:
 
     def _call(self, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         args, kwargs = without_defaults(op, args, kwargs)
+        args = with_defaults(op, args) if op in QUICKER else args
         call = Call(op, args, kwargs, self._write, self._builtin)
         return spell(call) or call.text(self._overload(op), *args, **kwargs)
 
@@ -310,6 +352,11 @@ class _Writer:
             name = self._assign(self.names.claim("constant"), repr(argument), argument)
         self.bound[argument] = name
         return name
+
+
+def _empty(value: Value) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments that make a tensor like a value."""
+    return (value.shape,), {"dtype": torch_dtype(value.dtype), "device": torch.device(value.device)}
 
 
 def _place(source: Source) -> str:

@@ -24,10 +24,11 @@ IN_PLACE: Mapping[str, str] = {f"aten.{op}": "aten.{}_.{}".format(*op.split(".")
 INTO_GRADIENT: Mapping[str, str] = {f"aten.{op}.default": f"aten.{op}.grad_input" for op in _INTO_GRADIENT.split()}
 
 
-def reuse_memory(graph: Graph, untouchable: frozenset[Value] = frozenset()) -> Graph:
+def reuse_memory(graph: Graph, untouchable: frozenset[Value] = frozenset(), smallest: int = SMALLEST) -> Graph:
     """The same program, in which large values that are read for the last time are overwritten where an operator can.
 
     untouchable: values that outlive a call.
+    smallest: how many elements a value has to have.
 
     Cost: linear in the number of nodes.
     """
@@ -40,7 +41,7 @@ def reuse_memory(graph: Graph, untouchable: frozenset[Value] = frozenset()) -> G
     nodes = []
     for position, node in enumerate(graph.nodes):
         free = [v for v in node.inputs if v in own and last[v] == position]
-        nodes.append(_overwriting(node, free, root))
+        nodes.append(_overwriting(node, free, root, smallest))
     return replace(graph, nodes=tuple(nodes))
 
 
@@ -51,9 +52,9 @@ def _last_reads(graph: Graph, root: Mapping[Value, Value]) -> dict[Value, int]:
     return last
 
 
-def _overwriting(node: Node, free: list[Value], root: Mapping[Value, Value]) -> Node:
+def _overwriting(node: Node, free: list[Value], root: Mapping[Value, Value], smallest: int) -> Node:
     """The node, writing into one of the values that it is the last to read; itself if it cannot."""
-    if not (node.op in IN_PLACE or node.op in INTO_GRADIENT) or node.results[0].size < SMALLEST:
+    if not (node.op in IN_PLACE or node.op in INTO_GRADIENT) or node.results[0].size < smallest:
         return node
     target = _target(node, free)
     if target is None or target.type != node.results[0].type or [root[v] for v in node.inputs].count(target) != 1:

@@ -5,7 +5,7 @@ one by operators that can write, and nothing reads the old one later, they write
 kind become one call.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +21,7 @@ sqrt.default exp.default
 WRITERS: Mapping[str, str] = {f"aten.{op}": "aten.{}_.{}".format(*op.split(".")) for op in _WRITERS.split()}
 _SCALED = ("aten.add.Tensor", "aten.sub.Tensor")
 _SIGN = {"aten.add_.Tensor": 1, "aten.sub_.Tensor": -1}
+_PRODUCTS = {"aten.mm.default": "aten.addmm_.default", "aten.mv.default": "aten.addmv_.default"}
 _EXACT = ("float32", "float64")  # of others, a product that is rounded first is another number
 
 
@@ -34,7 +35,7 @@ def update_in_place(graph: Graph) -> Graph:
     update = _Update(graph)
     left = tuple(pair for pair in graph.mutations if not update.absorbed(*pair))
     nodes = [n for n in (update.became.get(id(node), node) for node in graph.nodes) if n is not None]
-    return _together(replace(graph, nodes=tuple(nodes), mutations=left))
+    return _together(_with_products(replace(graph, nodes=tuple(nodes), mutations=left)))
 
 
 class _Update:
@@ -147,6 +148,26 @@ def _target(node: Node, old: Value, producer: Mapping[Value, Node]) -> Value | N
         operands = node.args
     found = [a for a in operands if isinstance(a, Value)]
     return next((a for a in found if a is old), found[0] if found else None)
+
+
+def _with_products(graph: Graph) -> Graph:
+    """Updates by a product that nothing else reads add it right into the input: `p.addmm_(a, b, alpha)`."""
+    producer, root = graph.producers(), memory_roots(graph)
+    readers = Counter(v for node in graph.nodes for v in node.inputs)
+    readers.update(values_in((graph.outputs, graph.mutations)))
+    written = {root[n.inputs[0]] for n in graph.nodes if n.inputs and n.op.split(".")[1].endswith("_")}
+    gone, became = set(), {}
+    for node in graph.nodes:
+        kind = _kind(node)
+        product = producer.get(node.args[1]) if kind is not None else None
+        if product is None or product.op not in _PRODUCTS or readers[node.args[1]] != 1 or product.kwargs:
+            continue
+        if not any(root[v] in written for v in product.inputs):
+            gone.add(id(product))
+            op, alpha = _PRODUCTS[product.op], kind[0]
+            became[id(node)] = replace(node, op=op, args=(node.args[0], *product.args), kwargs=(("alpha", alpha),))
+    nodes = (became.get(id(node), node) for node in graph.nodes if id(node) not in gone)
+    return replace(graph, nodes=tuple(nodes))
 
 
 def _together(graph: Graph) -> Graph:

@@ -1,0 +1,93 @@
+"""Small rewritings of a lowered program: the same values by a cheaper call."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..dtypes import torch_dtype
+from ..graph import Graph, Node, Value
+from .constants import LARGEST
+
+_MEAN, _NONE = 1, 0
+_FLOATS = ("float32", "float64")
+_FEW_ROWS = 64
+_FULL = "aten.full.default"
+Rewriting = Callable[[Node, Mapping[Value, Node]], list[Node] | None]
+
+
+def rewrite(graph: Graph) -> Graph:
+    """The same program with every node that has a cheaper form in that form.
+
+    Cost: linear in the number of nodes.
+    """
+    producer = graph.producers()
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        rewriting = REWRITINGS.get(node.op)
+        nodes += (rewriting(node, producer) if rewriting is not None else None) or [node]
+    return replace(graph, nodes=tuple(nodes))
+
+
+def _seeded_mean(node: Node, producer: Mapping[Value, Node]) -> list[Node] | None:
+    """The backward of a mean whose cotangent is a constant: of a sum, whose cotangent is that constant divided.
+
+    PyTorch's kernel divides its whole result in a second pass.
+    """
+    given: list[Any] = [*node.args, *(None, _MEAN)[len(node.args) - 3 :]]
+    seed, prediction, target, weight, reduction = given
+    source = producer.get(seed)
+    if reduction != _MEAN or node.kwargs or source is None or source.op != _FULL or not prediction.size:
+        return None
+    shape, number = source.args[0], source.args[1]
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        return None
+    share = Value(f"{seed.name}_share", seed.shape, seed.dtype, seed.device)
+    constant = replace(source, args=(shape, number / prediction.size), outputs=(share,))
+    return [constant, replace(node, args=(share, prediction, target, weight, _NONE))]
+
+
+def _sum_of_rows(node: Node, _: Mapping[Value, Node]) -> list[Node] | None:
+    """The sum of a few rows as a product with ones, which is entered sooner than a reduction."""
+    source, dims, *rest = node.args
+    (result,) = node.results
+    if node.kwargs or rest or tuple(dims) != (0,) or len(source.shape) != 2 or source.dtype not in _FLOATS:
+        return None
+    if not 0 < source.shape[0] <= _FEW_ROWS or not 0 < source.size <= LARGEST:
+        return None
+    rows, columns = source.shape
+    turned = Value(f"{source.name}_t", (columns, rows), source.dtype, source.device)
+    ones = Value("ones", (rows,), source.dtype, source.device)
+    kind = (("dtype", torch_dtype(source.dtype)), ("device", torch.device(source.device)))
+    return [
+        replace(node, op="aten.t.default", args=(source,), outputs=(turned,)),
+        replace(node, op="aten.ones.default", args=((rows,),), kwargs=kind, outputs=(ones,)),
+        replace(node, op="aten.mv.default", args=(turned, ones), outputs=(result,)),
+    ]
+
+
+def _mean_loss(node: Node, _: Mapping[Value, Node]) -> list[Node] | None:
+    """A mean of few losses as their product with a constant: PyTorch's reduction takes longer than all the rest."""
+    given: list[Any] = [*node.args, *(None, _MEAN)[len(node.args) - 2 :]]
+    prediction, target, weight, reduction = given
+    (result,) = node.results
+    if reduction != _MEAN or node.kwargs or prediction.dtype not in _FLOATS or not 0 < prediction.size <= LARGEST:
+        return None
+    kind = (("dtype", torch_dtype(prediction.dtype)), ("device", torch.device(prediction.device)))
+    each = Value(f"{result.name}_each", prediction.shape, prediction.dtype, prediction.device)
+    flat = Value(f"{result.name}_flat", (prediction.size,), prediction.dtype, prediction.device)
+    shares = Value("shares", (prediction.size,), prediction.dtype, prediction.device)
+    return [
+        replace(node, args=(prediction, target, weight, _NONE), outputs=(each,)),
+        replace(node, op="aten.view.default", args=(each, (prediction.size,)), outputs=(flat,)),
+        replace(node, op=_FULL, args=((prediction.size,), 1 / prediction.size), kwargs=kind, outputs=(shares,)),
+        replace(node, op="aten.dot.default", args=(flat, shares), outputs=(result,)),
+    ]
+
+
+REWRITINGS: Mapping[str, Rewriting] = {
+    "aten.binary_cross_entropy_backward.default": _seeded_mean,
+    "aten.binary_cross_entropy.default": _mean_loss,
+    "aten.sum.dim_IntList": _sum_of_rows,
+}
