@@ -39,7 +39,7 @@ def plain(graph: Graph) -> Program:
 
 def test_a_seed_is_computed_once() -> None:
     code = pullback.grad(lambda x: torch.nn.functional.mse_loss(x, x.detach() + 1)).plan(torch.rand(4)).code
-    header, function = code.split("def ")
+    header, function = code.split("def ", 1)
     assert "full_0 = full(" in header
     assert "full(" not in function
 
@@ -259,7 +259,7 @@ def test_axes_of_size_one_cost_nothing() -> None:
         return torch.nn.functional.linear(x, w, b).sigmoid().square().sum()
 
     code = pullback.grad(loss, (0, 1, 2)).plan(torch.rand(1, 2), torch.rand(1), torch.rand(4, 2)).code
-    assert not any(word in code for word in ("squeeze(", "reshape(", "mv("))
+    assert not any(word in code for word in ("squeeze(", "reshape("))
 
 
 def test_a_transposition_is_read_through() -> None:

@@ -130,7 +130,9 @@ def counts_of_ours(loss: Any, parameters: dict[str, torch.Tensor], x: torch.Tens
         transform(parameters, x, y)
     with Counting() as alone:
         forward.run(*flat)
-    return whole.calls - alone.calls
+    calls = whole.calls - alone.calls
+    calls["sum"] += calls.pop("mv", 0)  # few rows are summed by a product with ones
+    return calls
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -289,6 +289,11 @@ class Symbol:
     def __rtruediv__(self, other: Scalar) -> Operand:
         return 0 if _is(other, 0) else other * self.reciprocal()
 
+    def reciprocal(self) -> "Symbol":
+        """1 / x; of an integer in double precision, since what it is multiplied by may have it."""
+        exact = self if self.dtype in FLOATING or self.dtype in COMPLEX else self.to("float64")
+        return exact.of("reciprocal.default", exact)
+
     def __pow__(self, exponent: Operand) -> Operand:
         if isinstance(exponent, Symbol):
             return self.of("pow.Tensor_Tensor", self, exponent)

@@ -301,12 +301,14 @@ def _in_place(call: Call) -> str:
     return call.text(f"{call.write(call.args[0])}.{call.op.split('.')[1]}", *call.args[1:], **call.kwargs)
 
 
-_IN_PLACE = """
+_METHODS = """
 relu_.default sigmoid_.default tanh_.default exp_.default log_.default neg_.default sin_.default cos_.default
 sqrt_.default rsqrt_.default reciprocal_.default mul_.Tensor add_.Tensor sub_.Tensor div_.Tensor clamp_min_.default
 add_.Scalar sub_.Scalar mul_.Scalar div_.Scalar lerp_.Scalar lerp_.Tensor addcmul_.default addcdiv_.default
 addmm_.default addmv_.default zero_.default fill_.Scalar clamp_.default clamp_max_.default
 """
+# Written as methods; they stand in programs on plain tensors, where emission itself put them.
+METHODS = frozenset(f"aten.{op}" for op in _METHODS.split())
 
 SPELLINGS: dict[str, Spelling] = {
     "aten.view_as_real.default": _view_as_real,
@@ -325,12 +327,13 @@ SPELLINGS: dict[str, Spelling] = {
     "aten.mean.dim": _reduce,
     "aten.amax.default": _reduce,
     "aten.amin.default": _reduce,
-    **{f"aten.{op}": _in_place for op in _IN_PLACE.split()},
 }
 
 
 def spell(call: Call) -> str | None:
     """The call as Python text by a spelling or a builtin; None where neither table has one that applies."""
+    if call.op in METHODS:
+        return _in_place(call)
     spelling = SPELLINGS.get(call.op)
     if spelling is not None and isinstance(call.args[0], Value) and (text := spelling(call)) is not None:
         return text

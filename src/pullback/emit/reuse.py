@@ -57,7 +57,9 @@ def _overwriting(node: Node, free: list[Value], root: Mapping[Value, Value], sma
     if not (node.op in IN_PLACE or node.op in INTO_GRADIENT) or node.results[0].size < smallest:
         return node
     target = _target(node, free)
-    if target is None or target.type != node.results[0].type or [root[v] for v in node.inputs].count(target) != 1:
+    if target is None or not target.is_floating or target.type != node.results[0].type:
+        return node
+    if [root[v] for v in node.inputs].count(target) != 1:
         return node
     if node.op in INTO_GRADIENT:
         return replace(node, op=INTO_GRADIENT[node.op], kwargs=(*node.kwargs, ("grad_input", target)))

@@ -137,7 +137,8 @@ class _Placement:
         if (node.op not in WITH_OUT and node.op not in KERNELS) or len(node.outputs) != 1 or not node.results:
             return False
         (value,) = node.results
-        return self.root[value] is value and value not in self.kept and value.size <= LARGEST
+        is_own = self.root[value] is value and value not in self.kept
+        return is_own and value.is_floating and value.size <= LARGEST
 
     def _into(self, node: Node) -> Node:
         """The node, computing into a free tensor of the workspace; as it is where the workspace is full."""
