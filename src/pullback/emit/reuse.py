@@ -20,6 +20,11 @@ rsqrt.default reciprocal.default mul.Tensor add.Tensor sub.Tensor div.Tensor cla
 _INTO_GRADIENT = "threshold_backward sigmoid_backward tanh_backward silu_backward gelu_backward leaky_relu_backward"
 _COMMUTATIVE = frozenset(("aten.mul.Tensor", "aten.add.Tensor"))
 
+_RESHAPES = frozenset(
+    f"aten.{op}"
+    for op in ("view.default", "_unsafe_view.default", "reshape.default", "unsqueeze.default", "squeeze.dim")
+)
+
 IN_PLACE: Mapping[str, str] = {f"aten.{op}": "aten.{}_.{}".format(*op.split(".")) for op in _IN_PLACE.split()}
 INTO_GRADIENT: Mapping[str, str] = {f"aten.{op}.default": f"aten.{op}.grad_input" for op in _INTO_GRADIENT.split()}
 
@@ -38,11 +43,21 @@ def reuse_memory(graph: Graph, untouchable: frozenset[Value] = frozenset(), smal
     last = _last_reads(graph, root)
     own = {v for n in graph.nodes if n.op != "batched" and len(n.outputs) == 1 for v in n.results if root[v] is v}
     own -= untouchable
+    whole = _whole(graph, own)
     nodes = []
     for position, node in enumerate(graph.nodes):
-        free = [v for v in node.inputs if v in own and last[v] == position]
+        free = [v for v in node.inputs if v in whole and last[root[v]] == position]
         nodes.append(_overwriting(node, free, root, smallest))
     return replace(graph, nodes=tuple(nodes))
+
+
+def _whole(graph: Graph, own: set[Value]) -> set[Value]:
+    """The values that are all of some memory of their own: in its shape, or in another."""
+    whole = set(own)
+    for node in graph.nodes:
+        if node.op in _RESHAPES and node.inputs[0] in whole:
+            whole.update(node.results)
+    return whole
 
 
 def _last_reads(graph: Graph, root: Mapping[Value, Value]) -> dict[Value, int]:
@@ -59,7 +74,7 @@ def _overwriting(node: Node, free: list[Value], root: Mapping[Value, Value], sma
     target = _target(node, free)
     if target is None or not target.is_floating or target.type != node.results[0].type:
         return node
-    if [root[v] for v in node.inputs].count(target) != 1:
+    if [root[v] for v in node.inputs].count(root[target]) != 1:
         return node
     if node.op in INTO_GRADIENT:
         return replace(node, op=INTO_GRADIENT[node.op], kwargs=(*node.kwargs, ("grad_input", target)))

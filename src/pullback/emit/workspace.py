@@ -13,8 +13,8 @@ from .aliases import memory_roots
 from .builtins import facts_of
 from .reuse import INTO_GRADIENT
 
-LARGEST = 2**14  # elements of one tensor; a larger one costs more in what its memory keeps from others
-LARGEST_TOTAL = 2**20  # elements of a workspace, which lasts as long as its program
+LARGEST = 2**16  # elements of one tensor: beyond, what its memory keeps from others is worth more than the time
+LARGEST_TOTAL = 2**21  # elements of a workspace, which lasts as long as its program
 LARGEST_VIEWED = 2**12  # elements of an input whose memory a view may keep alive
 
 # Operators whose builtin takes `out=`.
