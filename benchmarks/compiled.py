@@ -2,7 +2,7 @@
 
 XOR is the network of two hidden units on four points, in float32, through the public call of `pullback.compile(step)`.
 Autograd gets the same network as a module: with `torch.optim.SGD`; with an update written by hand,
-`p -= 0.1 * p.grad`; and with the quickest one there is, `torch.autograd.grad` and `torch._foreach_add_`.  The LSTM reads
+`p -= 0.1 * p.grad`; and with the quickest there is, `torch.autograd.grad` and `torch._foreach_add_`.  The LSTM reads
 28 rows of 28, batches of 64, and has 128 hidden units.
 """
 

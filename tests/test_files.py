@@ -98,6 +98,13 @@ def test_captured_tensors_of_every_dtype_and_layout(dtype: torch.dtype, tmp_path
     assert [t.stride() for t in loaded.captured if t.dim() == 2] == [(1, 4)]
 
 
+def test_complex_tensors_and_their_conjugates(tmp_path: Path) -> None:
+    w = torch.tensor([1.0 + 2.0j, 3.0 - 1.0j]).conj()
+    gradient = pullback.grad(lambda x: (x * w).abs().square().sum().real)
+    z = torch.tensor([1.0j, 2.0 + 0.0j])
+    torch.testing.assert_close(reloaded(gradient.compile(z), tmp_path)(z), gradient(z))
+
+
 def test_numbers_that_json_has_no_word_for(tmp_path: Path) -> None:
     gradient = pullback.grad(lambda x, s: torch.where(x > -s, x, x * s).clamp(-float("inf"), 1e30).sum())
     compiled = gradient.compile(torch.ones(2), float("inf"))

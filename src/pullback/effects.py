@@ -45,8 +45,12 @@ def effects(trace: Trace, steps: Sequence[Step], leaves: Sequence[Any]) -> Effec
     written = {storage(t) for step in steps if _is_recorded(step) for t in _targets(step)} - trace.statistics
     return Effects(
         {k: keys[id(leaf)] for k, leaf in enumerate(leaves) if id(leaf) in keys},
-        frozenset(keys[id(fake)] for fake in fakes if fake.is_floating_point() and storage(fake) in written),
+        frozenset(keys[id(fake)] for fake in fakes if _is_continuous(fake) and storage(fake) in written),
     )
+
+
+def _is_continuous(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _is_recorded(step: Step) -> bool:

@@ -291,7 +291,7 @@ class Symbol:
 
     def reciprocal(self) -> "Symbol":
         """1 / x; of an integer in double precision, since what it is multiplied by may have it."""
-        exact = self if self.dtype in FLOATING or self.dtype in COMPLEX else self.to("float64")
+        exact = self if self.value.is_differentiable else self.to("float64")
         return exact.of("reciprocal.default", exact)
 
     def __pow__(self, exponent: Operand) -> Operand:

@@ -210,12 +210,12 @@ def live_nodes(nodes: tuple[Node, ...], wanted: Any) -> tuple[Node, ...]:
 
 
 def differentiable_inputs(graph: Graph, wanted: Any) -> tuple[int, ...]:
-    """The numbers of the floating inputs that wanted values depend on, other than through `detach`."""
+    """The numbers of the inputs that wanted values depend on, other than through `detach`."""
     found = set(values_in(wanted))
     for node in reversed(graph.nodes):
-        if node.op != "aten.detach.default" and any(v in found and v.is_floating for v in node.results):
-            found.update(v for v in node.inputs if v.is_floating)
-    return tuple(k for k, value in enumerate(graph.inputs) if value in found and value.is_floating)
+        if node.op != "aten.detach.default" and any(v in found and v.is_differentiable for v in node.results):
+            found.update(v for v in node.inputs if v.is_differentiable)
+    return tuple(k for k, value in enumerate(graph.inputs) if value in found and value.is_differentiable)
 
 
 def format_argument(argument: Any) -> str:
