@@ -233,7 +233,7 @@ def updated(update: Callable[[Tensor, Tensor], object], dtype: torch.dtype = tor
     def step(x: Tensor) -> None:
         update(w, pullback.grad(lambda w: (x @ w).square().sum())(w))
 
-    return program_of(step, x).code
+    return "\n".join(line for line in program_of(step, x).code.splitlines() if not line.lstrip().startswith("#"))
 
 
 def test_updates_are_made_in_place() -> None:
