@@ -12,7 +12,9 @@ from .collection import collection_paused
 with collection_paused():
     from .api import compile, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
     from .batches import batch_hessian, batch_jacobian
+    from .calibration import calibrate
     from .compiled import CompiledFunction, load
+    from .cost import CostModel
     from .elimination import EliminationPlan, eliminate
     from .errors import (
         ArgumentError,
@@ -37,7 +39,7 @@ with collection_paused():
     from .graph import Graph, Node, Source, Value
     from .nonfinite import NonFinite, first_nonfinite
     from .recorder import Tape, record
-    from .stages import Edge, Order, Plan
+    from .stages import Bound, Edge, Order, Plan, Prediction
     from .torch_func import grad_and_value, jacfwd, jacrev, linearize
     from .transform import Transform
 
@@ -48,8 +50,10 @@ __all__ = [
     "AutogradError",
     "BatchError",
     "CallError",
+    "Bound",
     "CaptureError",
     "CompiledFunction",
+    "CostModel",
     "Edge",
     "EliminationPlan",
     "Graph",
@@ -61,6 +65,7 @@ __all__ = [
     "Order",
     "OrderError",
     "Plan",
+    "Prediction",
     "ProgramFileError",
     "PullbackError",
     "RecordError",
@@ -78,6 +83,7 @@ __all__ = [
     "__version__",
     "batch_hessian",
     "batch_jacobian",
+    "calibrate",
     "compile",
     "eliminate",
     "first_nonfinite",

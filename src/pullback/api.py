@@ -12,6 +12,7 @@ from .compilation import OrderName
 from .deferred import VectorJacobian
 from .derivatives import Argnums, Gradient, Jacobian, JacobianVector
 from .errors import ArgumentError, ShapeError
+from .stages import Search
 from .torch_private import tree_flatten
 from .transform import Transform, execute
 from .whole import WholeFunction
@@ -23,6 +24,7 @@ def grad(
     has_aux: bool = False,
     *,
     order: OrderName = "auto",
+    effort: float | None = None,
     backend: str = "auto",
 ) -> Transform:
     """Return a function that computes the gradient of a scalar function.
@@ -33,6 +35,7 @@ def grad(
             end.
         has_aux: whether `f` returns (output, aux), where `aux` is passed through undifferentiated.
         order: "auto", "forward", "reverse", or a list of vertex names: the sequence of elimination.
+        effort: as for `jacobian`; a scalar function needs no search.
         backend: "auto" or "python".
 
     Returns:
@@ -51,7 +54,7 @@ def grad(
     >>> pullback.grad(lambda x: (x * x).sum())(torch.tensor([1.0, 2.0]))
     tensor([2., 4.])
     """
-    return Transform(func, Gradient(normal_argnums(argnums), has_aux, normal_order(order), False), backend)
+    return Transform(func, Gradient(normal_argnums(argnums), has_aux, normal_order(order, effort), False), backend)
 
 
 def value_and_grad(
@@ -60,6 +63,7 @@ def value_and_grad(
     has_aux: bool = False,
     *,
     order: OrderName = "auto",
+    effort: float | None = None,
     backend: str = "auto",
 ) -> Transform:
     """Return a function that computes a scalar function's value and gradient at once.
@@ -73,7 +77,7 @@ def value_and_grad(
     >>> pullback.value_and_grad(lambda x: (x * x).sum())(torch.tensor([1.0, 2.0]))
     (tensor(5.), tensor([2., 4.]))
     """
-    return Transform(func, Gradient(normal_argnums(argnums), has_aux, normal_order(order), True), backend)
+    return Transform(func, Gradient(normal_argnums(argnums), has_aux, normal_order(order, effort), True), backend)
 
 
 def jacobian(
@@ -82,6 +86,7 @@ def jacobian(
     has_aux: bool = False,
     *,
     order: OrderName = "auto",
+    effort: float | None = None,
     backend: str = "auto",
     chunk_size: int | None = None,
 ) -> Transform:
@@ -90,7 +95,9 @@ def jacobian(
     Arguments:
         func, argnums, has_aux, backend: as for `grad`; `f` may return any pytree of floating tensors.
         order: "forward" eliminates from the inputs, "reverse" from the outputs, a list of vertex names as it says;
-            "auto" is the cheaper of the first two, by counted multiplications.
+            "auto" is the cheapest that a search finds, by the seconds that a cost model predicts, and never worse than
+            the first two.
+        effort: about how many seconds that search may take (0.5 by default; 0: the better of forward and reverse).
         chunk_size: how many rows (columns, with order="forward") to compute at once; bounds memory.  None: all.
 
     Returns:
@@ -108,11 +115,17 @@ def jacobian(
             [0., 1.]])
     """
     check_chunk(chunk_size)
-    return Transform(func, Jacobian(normal_argnums(argnums), has_aux, normal_order(order), chunk_size), backend)
+    kind = Jacobian(normal_argnums(argnums), has_aux, normal_order(order, effort), chunk_size)
+    return Transform(func, kind, backend)
 
 
 def hessian(
-    func: Callable[..., Any], argnums: Argnums = 0, *, order: OrderName = "auto", backend: str = "auto"
+    func: Callable[..., Any],
+    argnums: Argnums = 0,
+    *,
+    order: OrderName = "auto",
+    effort: float | None = None,
+    backend: str = "auto",
 ) -> Transform:
     """Return a function that computes the second derivatives: the Jacobian of the Jacobian.
 
@@ -127,7 +140,7 @@ def hessian(
     tensor([[ 6.,  0.],
             [ 0., 12.]])
     """
-    return jacobian(jacobian(func, argnums, backend=backend), argnums, order=order, backend=backend)
+    return jacobian(jacobian(func, argnums, backend=backend), argnums, order=order, effort=effort, backend=backend)
 
 
 def compile(f: Callable[..., Any], *, backend: str = "auto") -> Transform:
@@ -259,8 +272,11 @@ def normal_argnums(argnums: Any) -> Argnums:
     raise ArgumentError(f"argnums={argnums!r}: it must be a position or a non-empty tuple of positions")
 
 
-def normal_order(order: Any) -> OrderName:
-    """An order's name, or the names of its vertices.  Raises ArgumentError for anything else."""
+def normal_order(order: Any, effort: float | None = None) -> OrderName:
+    """An order's name, or the names of its vertices; a search of its own effort.  Raises ArgumentError for all else."""
+    if effort is not None:
+        _check_effort(order, effort)
+        return Search(effort)
     if isinstance(order, str):
         return order
     try:
@@ -268,6 +284,13 @@ def normal_order(order: Any) -> OrderName:
     except TypeError:
         required = "it must be 'auto', 'forward', 'reverse' or a list of vertex names"
         raise ArgumentError(f"order={order!r}: {required}") from None
+
+
+def _check_effort(order: Any, effort: Any) -> None:
+    if order != "auto":
+        raise ArgumentError(f"effort={effort!r} with order={order!r}: only a search, order='auto', takes an effort")
+    if isinstance(effort, bool) or not isinstance(effort, (int, float)) or not 0 <= effort < float("inf"):
+        raise ArgumentError(f"effort={effort!r}: it must be a number of seconds, 0 or more")
 
 
 def check_chunk(chunk_size: Any) -> None:

@@ -9,6 +9,7 @@ from .compilation import Compiled, OrderName, batch_task
 from .derivatives import Argnums, CapturedCall, Executable, Jacobian
 from .errors import ArgumentError, ShapeError
 from .graph import Value
+from .stages import Search
 from .transform import Transform
 
 Dims = int | tuple[int, ...]
@@ -39,12 +40,13 @@ class BatchJacobian(Jacobian):
         """One batch axis is enough, at the outputs or at the inputs: a product of both is never needed."""
         rows = sum(v.size // max(v.shape[outputs[k]], 1) for k, v in enumerate(call.outputs) if k in outputs)
         columns = sum(v.size // max(v.shape[axis], 1) for v, axis in sources.items())
-        chosen = [self.order] if self.order != "auto" else ["auto", "forward"] if columns < rows else ["auto"]
+        searched = self.order == "auto" or isinstance(self.order, Search)
+        chosen = [self.order, "forward"] if searched and columns < rows else [self.order]
         tasks = [batch_task(call.captured.graph, sources, outputs, call.title, order == "forward") for order in chosen]
         if self.apart:
             tasks = [replace(task, batch=None) for task in tasks]
         compiled = [call.derivative(t, o, "batch_jacobian") for t, o in zip(tasks, chosen, strict=True)]
-        return min(compiled, key=lambda one: one.plan().multiplications)
+        return min(compiled, key=lambda one: one.plan().seconds)
 
     def _source_axes(self, call: CapturedCall) -> dict[Value, int]:
         """The batch axis of each tensor to differentiate; all of them must have the same size there."""
@@ -100,6 +102,7 @@ def batch_jacobian(
     out_dims: Dims = 0,
     *,
     order: OrderName = "auto",
+    effort: float | None = None,
     backend: str = "auto",
 ) -> Transform:
     """Return a function that computes the Jacobian of each sample of a batch by itself.
@@ -110,7 +113,7 @@ def batch_jacobian(
         in_dims: which axis of the differentiated arguments counts the samples; a tuple has one for each of `argnums`.
             Whether the other arguments have such an axis is the function's own affair.
         out_dims: which axis of the output does; a tuple has one for each output.
-        order, backend: as for `jacobian`.
+        order, effort, backend: as for `jacobian`.
 
     Returns:
         A function of the arguments of `f`.  For B samples, an output of shape (m₁, …) and an argument of shape (n₁, …)
@@ -131,7 +134,7 @@ def batch_jacobian(
             [6., 5.]])
     """
     inward, outward = _dims(in_dims, "in_dims"), _dims(out_dims, "out_dims")
-    kind = BatchJacobian(normal_argnums(argnums), order=normal_order(order), in_dims=inward, out_dims=outward)
+    kind = BatchJacobian(normal_argnums(argnums), order=normal_order(order, effort), in_dims=inward, out_dims=outward)
     return Transform(f, kind, backend)
 
 
@@ -141,13 +144,14 @@ def batch_hessian(
     in_dims: Dims = 0,
     *,
     order: OrderName = "auto",
+    effort: float | None = None,
     backend: str = "auto",
 ) -> Transform:
     """Return a function that computes the second derivatives of each sample of a batch by itself.
 
     Arguments:
         f: a function of whole batches that returns one number for each of B samples, a tensor of shape (B,).
-        argnums, in_dims, order, backend: as for `batch_jacobian`.
+        argnums, in_dims, order, effort, backend: as for `batch_jacobian`.
 
     Returns:
         A function of the arguments of `f`.  For an argument of shape (n₁, …) without its batch axis it returns shape
@@ -167,7 +171,7 @@ def batch_hessian(
     """
     first = BatchJacobian(normal_argnums(argnums), in_dims=_dims(in_dims, "in_dims"))
     # What proves that f keeps samples apart proves it of its derivatives: sample b of f is a function of one sample.
-    outer = replace(first, order=normal_order(order), apart=True)
+    outer = replace(first, order=normal_order(order, effort), apart=True)
     return Transform(Transform(f, first, backend), outer, backend)
 
 

@@ -15,6 +15,7 @@ from .dtypes import torch_dtype
 from .emit.python import emit_python
 from .errors import ArgumentError
 from .graph import Graph, Value, live_nodes
+from .stages import Search
 
 Run = Callable[..., tuple[Any, ...]]
 
@@ -53,7 +54,7 @@ def jacobian_in_chunks(
     """
     if order == "forward":
         return _by_columns(graph, sources, outputs, chunk_size, _written if plain else _joined)
-    order = "reverse" if order == "auto" else order
+    order = "reverse" if order == "auto" or isinstance(order, Search) else order
     return _by_rows(graph, sources, outputs, order, chunk_size, _written if plain else _joined)
 
 

@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .cost import multiplications
+from .calibration import model_for
+from .cost import CostModel, multiplications
 from .emit.aliases import own_memory
 from .emit.backends import emit
 from .emit.fx import to_graph_module
 from .emit.lowering import lower
+from .emit.prediction import peak_bytes, predicted_seconds
 from .emit.python import Program
 from .emit.schedule import schedule
 from .errors import ArgumentError
@@ -27,11 +29,12 @@ from .index import Axis, plain_axes
 from .passes.accumulation import accumulate
 from .passes.local_jacobians import Request, linearise
 from .passes.order import choose_order, count_paths
+from .passes.planning import planned_order, proved_bound
 from .passes.samples import check_samples_apart
-from .stages import Batch, LinearGraph, Order, Plan
+from .stages import Batch, Bound, LinearGraph, Order, Plan, Prediction, Search
 from .terms import Factor, Jac, Term, identity
 
-OrderName = str | Sequence[str]
+OrderName = str | Sequence[str] | Search
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,9 @@ class Compiled:
 
     program: Program
     order: Order
-    alternatives: Mapping[str, int]
+    predictions: Mapping[str, Prediction]
+    lower_bound: Bound | None
+    model: str
     paths: int
     edge_products: int
 
@@ -73,15 +78,15 @@ class Compiled:
 
     def plan(self) -> Plan:
         """How the derivative is computed, and what that costs."""
-        chosen = self.alternatives[self.order.name]
-        return Plan(self.order, chosen, self.alternatives, self.paths, self.edge_products, self.program.code)
+        facts = (self.predictions, self.lower_bound, self.model, self.paths, self.edge_products)
+        return Plan(self.order, *facts, self.program.code)
 
 
 @dataclass(frozen=True)
 class _Candidate:
     order: Order
-    derived: Graph
-    multiplications: int
+    lowered: Graph
+    prediction: Prediction
     edge_products: int
 
 
@@ -97,7 +102,8 @@ def compile_derivative(
     """Run every pass.
 
     Arguments:
-        order: "auto" (the cheaper of forward and reverse), "forward", "reverse", or vertex names.
+        order: "auto" (the cheapest that a search finds, by predicted seconds; never worse than forward or reverse),
+            "forward", "reverse", or vertex names.
         fuse: whether fused backward kernels may be used; not inside another transform.
         plain: whether the program will run on plain tensors only, outside all traces; by default, where `fuse` holds.
 
@@ -111,14 +117,14 @@ def compile_derivative(
     linear.check()
     if task.batch is not None:
         check_samples_apart(linear, task.batch)
-    candidates = [_accumulated(task, linear, choose_order(linear, o), fuse) for o in _orders_to_try(linear, order)]
-    best = min(candidates, key=lambda c: c.multiplications)  # among equals the first: reverse
-    lowered = lower(best.derived, keep_stops=not plain)
-    lowered = schedule(own_memory(lowered, len(task.pairs)))
-    lowered.check()
-    alternatives = {c.order.name: c.multiplications for c in candidates}
-    program = emit(lowered, name, plain=plain, backend=backend)
-    return Compiled(program, best.order, alternatives, count_paths(linear), best.edge_products)
+    model = model_for(task.graph.inputs)
+    orders = _orders_to_try(linear, Search() if order == "auto" else order, model)
+    candidates = [_accumulated(task, linear, one, fuse=fuse, plain=plain, model=model) for one in orders]
+    best = min(candidates, key=lambda c: (c.prediction.seconds, c.prediction.multiplications))  # else the first
+    predictions = {c.order.name: c.prediction for c in candidates}
+    program = emit(best.lowered, name, plain=plain, backend=backend)
+    bound = proved_bound(linear, min(one.multiplications for one in predictions.values()))
+    return Compiled(program, best.order, predictions, bound, model.source, count_paths(linear), best.edge_products)
 
 
 def compile_backward(
@@ -156,18 +162,25 @@ def compile_function(graph: Graph, *, plain: bool, name: str = "function") -> Pr
     return emit(schedule(lower(graph, keep_stops=not plain)), name, plain=plain, backend="python")
 
 
-def _orders_to_try(linear: LinearGraph, order: OrderName) -> list[OrderName]:
-    """With one row, reverse is optimal up to a rounding error; with one column, forward; else both are counted."""
-    if order != "auto":
-        return [order]
+def _orders_to_try(linear: LinearGraph, order: OrderName, model: CostModel) -> list[Order]:
+    """With one row, reverse is optimal up to a rounding error; with one column, forward; else a search is worth it."""
+    if not isinstance(order, Search):
+        return [choose_order(linear, order)]
     rows = sum(t.size for t in linear.targets)
     columns = sum(s.size for s in linear.sources)
     if rows == 1 and columns > 1:
-        return ["reverse"]
-    return ["forward"] if columns == 1 and rows > 1 else ["reverse", "forward"]
+        return [choose_order(linear, "reverse")]
+    if columns == 1 and rows > 1:
+        return [choose_order(linear, "forward")]
+    planned = planned_order(linear, model, order.effort)
+    both = [choose_order(linear, "reverse"), choose_order(linear, "forward")]
+    return both if planned is None else [*both, planned]
 
 
-def _accumulated(task: Task, linear: LinearGraph, order: Order, fuse: bool) -> _Candidate:
+def _accumulated(
+    task: Task, linear: LinearGraph, order: Order, *, fuse: bool, plain: bool, model: CostModel
+) -> _Candidate:
+    """The program of one order, and what it is predicted to take."""
     builder = _builder_for(task.graph)
     found = accumulate(linear, order, builder, fuse=fuse, by_target=task.by_target)
     derivatives = _written_out(task, found.derivatives, builder)
@@ -177,7 +190,10 @@ def _accumulated(task: Task, linear: LinearGraph, order: Order, fuse: bool) -> _
     nodes = live_nodes((*task.graph.nodes, *derived_nodes), (outputs, mutations))
     derived = Graph(task.graph.inputs, nodes, outputs, mutations)
     derived.check()
-    return _Candidate(order, derived, multiplications(derived_nodes), found.edge_products)
+    lowered = schedule(own_memory(lower(derived, keep_stops=not plain), len(task.pairs)))
+    lowered.check()
+    prediction = Prediction(multiplications(derived_nodes), predicted_seconds(lowered, model), peak_bytes(lowered))
+    return _Candidate(order, lowered, prediction, found.edge_products)
 
 
 def _builder_for(graph: Graph) -> Builder:

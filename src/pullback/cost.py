@@ -1,6 +1,7 @@
-"""The cost model: scalar multiplications of a program's nodes."""
+"""The cost model: scalar multiplications of a program's nodes, and the seconds that they are predicted to take."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from math import prod
 
 from .expressions import Contraction
@@ -9,6 +10,57 @@ from .terms import HOLE, Application, Term, term_labels
 
 # Words in the names of element-wise operators that multiply.
 _MULTIPLYING = "mul div pow reciprocal square backward softmax norm lerp addcmul addcdiv".split()
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """What one kind of work takes on one machine; `calibration` measures it.
+
+    launch: seconds until an operator has begun, and its result exists.
+    view: seconds for an operator that only looks at memory in another way.
+    multiplication: seconds for each multiplication in a product of matrices.
+    entry: seconds for each entry that an element-wise operator reads or writes.
+    heavy: seconds for each entry of a function such as sin or exp.
+    source: where the figures come from.
+    """
+
+    launch: float
+    view: float
+    multiplication: float
+    entry: float
+    heavy: float
+    source: str
+
+    def contraction(self, multiplications: int, entries: int) -> float:
+        """Seconds for a contraction with so many multiplications, whose result has so many entries."""
+        return self.launch + self.multiplication * multiplications + self.entry * entries
+
+    def elementwise(self, entries: int, heavy: bool = False) -> float:
+        """Seconds for an element-wise operator that reads and writes so many entries."""
+        return self.launch + (self.heavy if heavy else self.entry) * entries
+
+
+SHIPPED: dict[tuple[str, str], CostModel] = {
+    ("cpu", "float32"): CostModel(1.8e-6, 0.9e-6, 3e-11, 2.5e-10, 3e-9, "shipped"),
+    ("cpu", "float64"): CostModel(1.8e-6, 0.9e-6, 6e-11, 5e-10, 6e-9, "shipped"),
+    ("cuda", "float32"): CostModel(7e-6, 1.5e-6, 1e-13, 4e-12, 1e-11, "shipped"),
+    ("cuda", "float64"): CostModel(7e-6, 1.5e-6, 4e-13, 8e-12, 2e-11, "shipped"),
+}
+"""One thread of a server's processor, and a data centre's GPU: what holds where nothing has been measured."""
+
+
+def shipped_model(device: str, dtype: str) -> CostModel:
+    """The model that needs no calibration; other dtypes are taken for float32, other devices for a CPU."""
+    kind = device.split(":")[0]
+    kind = kind if (kind, "float32") in SHIPPED else "cpu"
+    return SHIPPED[kind, "float64" if dtype == "float64" else "float32"]
+
+
+def kernel_multiplications(
+    application: Application, operand: tuple[int, ...], result: tuple[int, ...], dtype: str
+) -> int:
+    """Multiplications of one application of a linear operator."""
+    return _application(application, prod(operand), Value("result", result, dtype), ())
 
 
 def multiplications(nodes: Iterable[Node]) -> int:

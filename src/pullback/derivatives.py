@@ -157,9 +157,7 @@ class CapturedCall:
     def derivative(self, task: Task, order: OrderName, name: str) -> Compiled:
         """Compile a derivative for where this call was made."""
         name = f"{name}_{identifier(self.name)}"
-        return compile_derivative(
-            task, order, fuse=self.fuse, plain=self.plain, name=name, backend=self.backend
-        )
+        return compile_derivative(task, order, fuse=self.fuse, plain=self.plain, name=name, backend=self.backend)
 
     def _refuse_mutated(self, sources: Sequence[Value]) -> None:
         changed = dict(self.captured.graph.mutations)

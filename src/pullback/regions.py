@@ -1,9 +1,9 @@
 """Regions: nodes that run graphs of their own, a branch or a loop.
 
-    pullback.cond        operands: predicate, arguments      one of two graphs of the arguments
-    pullback.while_loop  operands: carried, constants        while graph 0 of the operands is true, carry graph 1
-    pullback.scan        operands: carried, slices, constants   graph 0, slice by slice; returns what is carried out of
-                                                             the last step, and what each step returned besides, stacked
+pullback.cond        operands: predicate, arguments      one of two graphs of the arguments
+pullback.while_loop  operands: carried, constants        while graph 0 of the operands is true, carry graph 1
+pullback.scan        operands: carried, slices, constants   graph 0, slice by slice; returns what is carried out of
+                                                         the last step, and what each step returned besides, stacked
 """
 
 from collections.abc import Sequence

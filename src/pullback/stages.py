@@ -76,36 +76,98 @@ class Order:
 
 
 @dataclass(frozen=True)
+class Search:
+    """The order that a search finds, for as long as `effort` says: about so many seconds."""
+
+    effort: float = 0.5
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a program is predicted to take.
+
+    multiplications: scalar multiplications of the derivative alone, beyond those of the function.
+    seconds: of one run of the program, the function included, by the cost model.
+    peak_bytes: the most that it holds at once beyond its inputs, by simulation.
+    """
+
+    multiplications: int
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What no order of a class can be cheaper than, in multiplications."""
+
+    multiplications: int
+    of: str
+
+    def __str__(self) -> str:
+        return f"{self.multiplications:,} ({self.of})"
+
+
+@dataclass(frozen=True)
 class Plan:
     """How a derivative is computed, and what that costs.
 
     order: the elimination order that was chosen.
-    multiplications: scalar multiplications of the derivative alone, beyond those of the function.
-    alternatives: the same count for each order that was considered.
+    predictions: for each order that was considered what it is predicted to take.
+    lower_bound: what no order of a named class can be cheaper than; None where nothing is proved.
+    model: the cost model that the seconds come from.
     paths: the number of paths from targets to sources in the graph, over which the chain rule sums.
     edge_products: the products of local Jacobians that were formed instead.
     code: the generated program.
     """
 
     order: Order
-    multiplications: int
-    alternatives: Mapping[str, int]
+    predictions: Mapping[str, Prediction]
+    lower_bound: Bound | None
+    model: str
     paths: int
     edge_products: int
     code: str
 
+    @property
+    def multiplications(self) -> int:
+        """Scalar multiplications of the derivative alone, beyond those of the function."""
+        return self.predictions[self.order.name].multiplications
+
+    @property
+    def seconds(self) -> float:
+        """Predicted seconds of one run, the function included."""
+        return self.predictions[self.order.name].seconds
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most bytes held at once beyond the inputs, by simulation."""
+        return self.predictions[self.order.name].peak_bytes
+
+    @property
+    def alternatives(self) -> Mapping[str, int]:
+        """The multiplications of each order that was considered."""
+        return {name: one.multiplications for name, one in self.predictions.items()}
+
     def __str__(self) -> str:
-        several = len(self.alternatives) > 1
         rows = [
             ("order", self.order.name),
             ("vertices eliminated", f"{len(self.order.vertices)}"),
-            ("multiplications", f"{self.multiplications:,}"),
-            *((f"  with order {name!r}", f"{count:,}") for name, count in self.alternatives.items() if several),
             ("paths from output to inputs", f"{_count(self.paths)}"),
             ("edge products performed", f"{self.edge_products:,}"),
+            ("lower bound", "none proved" if self.lower_bound is None else str(self.lower_bound)),
         ]
         width = max(len(name) for name, _ in rows)
-        return "\n".join([*(f"{name:<{width}}  {value}" for name, value in rows), "", self.code])
+        text = [f"{name:<{width}}  {value}" for name, value in rows]
+        return "\n".join([*text, "", *self._table(), "", self.code])
+
+    def _table(self) -> list[str]:
+        """What every order that was considered is predicted to take."""
+        lines = [f"{'':<10}{'multiplications':>18}{'predicted time':>18}{'peak memory':>16}"]
+        for name, one in self.predictions.items():
+            mark = "*" if name == self.order.name else " "
+            time, memory = f"{one.seconds * 1e6:,.1f} µs", f"{one.peak_bytes / 1024:,.1f} KiB"
+            lines.append(f"{mark} {name:<8}{one.multiplications:>18,}{time:>18}{memory:>16}")
+        return [*lines, f"* chosen; times by the cost model ({self.model}), memory by simulation"]
 
 
 def _count(number: int) -> str:

@@ -28,9 +28,7 @@ class WholeFunction:
         outputs = [None if k in captured.returned else v for k, v in enumerate(captured.graph.outputs)]
         graph = replace(captured.graph, outputs=tuple(outputs))
         lowered = distinct_outputs(lower(graph), graph)
-        program = emit(
-            lowered, identifier(call.name), plain=True, backend=call.backend, returned=captured.returned
-        )
+        program = emit(lowered, identifier(call.name), plain=True, backend=call.backend, returned=captured.returned)
         structure = numbered(captured.out_spec)
         finish = rebuilder(structure)
         return Executable(

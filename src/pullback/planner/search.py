@@ -11,6 +11,7 @@ from .states import State, Work, cost_of
 WIDEST = 512
 SHARE_OF_BEAM, SHARE_OF_RUN = 0.25, 0.5  # how much of the work that is left goes to the beam, and to each annealing
 SHORTEST_RUN = 20_000  # steps
+STEPS_OF_EXACT = 800_000  # what an exact search may always take: enough for `LARGEST` vertices of numbers
 
 
 @dataclass(frozen=True)
@@ -22,26 +23,29 @@ class Found:
     bound: int
 
 
-def search(start: State, least: Sequence[int], seeds: Sequence[Sequence[int]], work: Work) -> Found:
+def search(start: State, least: Sequence[int], seeds: Sequence[Sequence[int]], work: Work, weight: float = 1) -> Found:
     """The cheapest sequence that can be found with so much work, never more expensive than one of the seeds.
 
     Arguments:
         start: the graph, of whose vertices 0 … n−1 none is eliminated.
         least: for each vertex a lower bound of the cost of its elimination; 0 where none is known.
         seeds: sequences to begin with, at least one.
+        weight: how much more work a step is in this kind of graph than in one of numbers.
 
     Cost: as the work says, but for a few searches of the graph.
     """
     count, bound = len(least), sum(least)
-    tried = [list(seed) for seed in seeds] + [greedy(start, count)]
-    work.take(25 * count)
+    work = Work(work.left / weight)
+    tried = [list(seed) for seed in seeds]
+    if work.take(25 * count):
+        tried.append(greedy(start, count))
     cost, order = min(((cost_of(start, one), one) for one in tried), key=lambda one: one[0])
     if cost <= bound:
         return Found(tuple(order), cost, bound)
     cost, order = _improved_by_beam(start, count, cost, order, work)
     if cost > bound and count <= LARGEST:
         try:
-            cheaper = cheaper_order(start, least, cost, work)
+            cheaper = cheaper_order(start, least, cost, Work(max(work.left, STEPS_OF_EXACT / weight)))
         except OutOfWork:
             pass
         else:

@@ -1,0 +1,69 @@
+"""What a lowered program is predicted to take: seconds by the cost model, bytes by simulating what is alive."""
+
+from math import prod
+
+from ..cost import CostModel, node_multiplications
+from ..graph import Graph, Node, Value, values_in
+from .aliases import memory_roots
+from .builtins import shares_memory_with
+
+_HEAVY = frozenset(
+    "sin cos tan asin acos atan atan2 sinh cosh tanh exp expm1 log log1p log2 log10 pow sigmoid erf erfc erfinv "
+    "softplus gelu silu _softmax _log_softmax logsumexp lgamma digamma special_ndtr mish elu".split()
+)
+_BYTES = {
+    "float64": 8,
+    "int64": 8,
+    "complex64": 8,
+    "complex128": 16,
+    "float32": 4,
+    "int32": 4,
+    "bfloat16": 2,
+    "float16": 2,
+}
+_PRODUCTS = frozenset("mm bmm addmm baddbmm mv dot addmv".split())
+
+
+def predicted_seconds(graph: Graph, model: CostModel) -> float:
+    """Seconds for one run of a lowered program, the function's own operators among them.
+
+    Cost: linear in the number of nodes.
+    """
+    return sum(_seconds(node, model) for node in graph.nodes)
+
+
+def _seconds(node: Node, model: CostModel) -> float:
+    if shares_memory_with(node) is not None:
+        return model.view
+    name = node.op.split(".")[1] if "." in node.op else node.op
+    entries = sum(v.size for v in (*node.inputs, *node.results))
+    if name in _PRODUCTS or "convolution" in name:
+        return model.contraction(node_multiplications(node), entries)
+    return model.elementwise(entries, name in _HEAVY)
+
+
+def peak_bytes(graph: Graph) -> int:
+    """The most bytes that a lowered program holds at once, beyond its inputs; views hold none of their own.
+
+    Cost: linear in the number of nodes.
+    """
+    root = memory_roots(graph)
+    inputs = {root[v] for v in graph.inputs}
+    last: dict[Value, int] = {}
+    for k, node in enumerate(graph.nodes):
+        last.update((root[v], k) for v in (*node.inputs, *node.results))
+    kept = {root[v] for v in values_in((graph.outputs, graph.mutations))}
+    ends: dict[int, list[Value]] = {}
+    for value, k in last.items():
+        if value not in kept and value not in inputs:
+            ends.setdefault(k, []).append(value)
+    alive = peak = 0
+    for k, node in enumerate(graph.nodes):
+        alive += sum(_bytes(v) for v in node.results if root[v] is v)
+        peak = max(peak, alive)
+        alive -= sum(map(_bytes, ends.get(k, ())))
+    return peak
+
+
+def _bytes(value: Value) -> int:
+    return prod(value.shape) * _BYTES.get(value.dtype, 1)
