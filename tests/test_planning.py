@@ -68,7 +68,7 @@ def _step(kind: str, a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
 # ---------------------------------------------------------------- the same derivative, never worse
 
 
-@pytest.mark.parametrize("seed", range(14))
+@pytest.mark.parametrize("seed", range(9))
 def test_twenty_orders_agree(seed: int) -> None:
     f, arguments = random_program(seed)
     expected = pullback.jacobian(f, order="reverse")(*arguments)
@@ -186,7 +186,7 @@ def random_structures(seed: int) -> tuple[Structures, Callable[[int, int], int]]
 def _number(structures: Structures, out: tuple, inp: tuple, payload: tuple | None) -> int:
     factors = () if payload is None else (Factor(Value("payload", (), "float64"), payload),)
     sizes = [tuple(a.parts[0][0].size if a.parts else 1 for a in axes) for axes in (out, inp)]
-    return structures.of_jacobian(Jac((Term(1, factors, out, inp),), *sizes), lambda _: 0)
+    return structures.of_jacobian(Jac((Term(1, factors, out, inp),), *sizes), lambda *_: 0)
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -53,7 +53,7 @@ def _structured(linear: LinearGraph, structures: Structures) -> tuple[Structured
 
     def join(source: Value, target: Value, jac: Jac) -> None:
         key = number[source], number[target]
-        structure = structures.of_jacobian(jac, lambda kernel: _of_kernel(kernel, jac))
+        structure = structures.of_jacobian(jac, _of_kernel)
         joined[key] = structures.total(joined[key], structure) if key in joined else structure
 
     for edge in linear.edges:

@@ -20,7 +20,18 @@ from ..index import Axis, Index, Indices, Unresolvable, is_mixed_radix, labels_o
 from ..rules.edges import local_jacobian
 from ..rules.kinds import replaced
 from ..stages import Batch, Edge, LinearGraph
-from ..terms import HOLE, Jac, Kernel, Pattern, Term, compose_terms, pattern, term_pattern
+from ..terms import (
+    HOLE,
+    Chain,
+    Jac,
+    Kernel,
+    Pattern,
+    Term,
+    compose_patterns,
+    compose_terms,
+    pattern,
+    term_pattern,
+)
 
 MOST_PATTERNS = 64  # a value in which samples lie in more ways than that is taken to depend on all of them
 MOST_ENTRIES = 10_000_000
@@ -94,7 +105,17 @@ def _covers(index: Index, extent: int) -> bool:
 def _patterns(jac: Jac) -> frozenset[Pattern]:
     """The patterns of a local Jacobian; of a kernel those in which the axes that it leaves alone are δs."""
     parts = [_term_of(part, jac) if isinstance(part, Kernel) else part for part in jac.parts]
-    return pattern(replace(jac, parts=tuple(parts)))
+    chains = [part for part in parts if isinstance(part, Chain)]
+    found = pattern(replace(jac, parts=tuple(part for part in parts if not isinstance(part, Chain))))
+    return found.union(*map(_of_chain, chains))
+
+
+def _of_chain(chain: Chain) -> frozenset[Pattern]:
+    """The patterns of a product; where two of its factors meet in no closed form, the product is dense."""
+    total = _patterns(chain.factors[-1])
+    for factor in chain.factors[-2::-1]:
+        total = compose_patterns(_patterns(factor), total, factor.in_shape)
+    return total
 
 
 def _term_of(kernel: Kernel, jac: Jac) -> Term:

@@ -11,7 +11,7 @@ from math import prod
 
 from ..graph import Value
 from ..index import Label, Unresolvable, labels_of, of_label, plain_axes
-from ..terms import Factor, Jac, Kernel, Pattern, Term, canonical, compose_terms, rename, vanishes
+from ..terms import Chain, Factor, Jac, Kernel, Pattern, Term, canonical, compose_terms, rename, term_labels, vanishes
 
 MOST_PATTERNS = 16  # a structure of more patterns is taken to be dense
 
@@ -20,6 +20,9 @@ _PAYLOAD = Value("payload", (), "float32")  # stands for whatever is read at the
 Price = Callable[[int, int], int]
 """The cost of a contraction, by its multiplications and by the entries of its result."""
 
+
+KernelCost = Callable[[Kernel, Jac], int]
+"""Multiplications of one application of a kernel, which is part of a Jacobian."""
 
 Marked = tuple[Pattern, frozenset[Label] | None]
 """A pattern, and the labels that its payload depends on, as numbered in the pattern; None where there is no payload."""
@@ -56,13 +59,15 @@ class Structures:
             self.every.append(structure)
         return known
 
-    def of_jacobian(self, jac: Jac, kernel_cost: Callable[[Kernel], int]) -> int:
+    def of_jacobian(self, jac: Jac, kernel_cost: KernelCost) -> int:
         """The structure of a local Jacobian."""
         found: dict[Pattern, frozenset[Label] | None] = {}
         kernel = 0
         for part in jac.parts:
             if isinstance(part, Kernel):
-                kernel += kernel_cost(part)
+                kernel += kernel_cost(part, jac)
+            elif isinstance(part, Chain):
+                kernel += _of_chain(part, kernel_cost)
             elif not vanishes(part):
                 labels = {label for f in part.factors for label in labels_of(f.axes)}
                 _join(found, _marked(part, labels if part.factors else None))
@@ -134,6 +139,18 @@ class Structures:
             return result, self.price(0, summed) if summed else 0
         work = prod(label.size for label in read)
         return result, self.price(work, prod(label.size for label in read & free))
+
+
+def _of_chain(chain: Chain, kernel_cost: KernelCost) -> int:
+    """Multiplications of one row or column that goes through a product which is not multiplied out."""
+    total = 0
+    for factor in chain.factors:
+        for part in factor.parts:
+            if isinstance(part, Term):
+                total += prod(label.size for label in dict.fromkeys(term_labels(part)))
+            else:
+                total += kernel_cost(part, factor) if isinstance(part, Kernel) else _of_chain(part, kernel_cost)
+    return total
 
 
 def _join(found: dict[Pattern, frozenset[Label] | None], part: Marked) -> None:
