@@ -103,6 +103,8 @@ def test_builtins_with_other_defaults_are_given_all_arguments() -> None:
             expected = f(x, y, reduction=reduction)
             found = pullback.compile(lambda x, f=f, r=reduction: f(x, y, reduction=r))(x)
             torch.testing.assert_close(found, expected)
+            used = pullback.compile(lambda x, f=f, r=reduction: f(x, y, reduction=r).exp() * 2)(x)
+            torch.testing.assert_close(used, expected.exp() * 2)
 
 
 def test_means_of_losses_and_sums_of_rows_are_products() -> None:
@@ -125,8 +127,9 @@ def test_means_of_losses_and_sums_of_rows_are_products() -> None:
 
 def test_rewriting_leaves_what_it_does_not_know() -> None:
     x, total = Value("x", (200, 3), "float32"), Value("sum", (3,), "float32")
-    graph = Graph((x,), (Node("aten.sum.dim_IntList", (x, (0,)), (), (total,)),), (total,))
-    assert rewrite(graph).nodes == graph.nodes
+    for dims in ((0,), None):
+        graph = Graph((x,), (Node("aten.sum.dim_IntList", (x, dims), (), (total,)),), (total,))
+        assert rewrite(graph).nodes == graph.nodes
 
 
 # ---------------------------------------------------------------- workspaces

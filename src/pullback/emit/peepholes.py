@@ -50,9 +50,10 @@ def _seeded_mean(node: Node, producer: Mapping[Value, Node]) -> list[Node] | Non
 
 def _sum_of_rows(node: Node, _: Mapping[Value, Node]) -> list[Node] | None:
     """The sum of a few rows as a product with ones, which is entered sooner than a reduction."""
-    source, dims, *rest = node.args
-    (result,) = node.results
-    if node.kwargs or rest or tuple(dims) != (0,) or len(source.shape) != 2 or source.dtype not in _FLOATS:
+    if node.kwargs or len(node.args) != 2 or node.args[1] is None or tuple(node.args[1]) != (0,):
+        return None
+    source, (result,) = node.args[0], node.results
+    if len(source.shape) != 2 or source.dtype not in _FLOATS:
         return None
     if not 0 < source.shape[0] <= _FEW_ROWS or not 0 < source.size <= LARGEST:
         return None

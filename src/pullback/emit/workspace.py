@@ -26,6 +26,7 @@ reciprocal.default square.default abs.default maximum.default minimum.default ad
 pow.Tensor_Scalar binary_cross_entropy.default
 """
 WITH_OUT = frozenset(f"aten.{op}" for op in _WITH_OUT.split())
+_LOSSES = frozenset(("aten.binary_cross_entropy.default",))
 KERNELS: Mapping[str, str] = {
     **INTO_GRADIENT,
     "aten.binary_cross_entropy_backward.default": "aten.binary_cross_entropy_backward.grad_input",
@@ -137,6 +138,8 @@ class _Placement:
         if (node.op not in WITH_OUT and node.op not in KERNELS) or len(node.outputs) != 1 or not node.results:
             return False
         (value,) = node.results
+        if node.op in _LOSSES and value.shape != node.inputs[0].shape:  # its builtin cannot reduce into a given tensor
+            return False
         is_own = self.root[value] is value and value not in self.kept
         return is_own and value.is_floating and value.size <= LARGEST
 
