@@ -1,13 +1,12 @@
-"""A small convolutional network that reads handwritten digits: our gradients, PyTorch's Adam.
+"""A small convolutional network that reads handwritten digits.
 
-Run with `python examples/cnn.py [EPOCHS]`; it needs scikit-learn for the digits.
+Run with `python cnn.py [EPOCHS]`; it needs scikit-learn for the digits.
 """
 
 import sys
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
 
 import pullback
@@ -31,21 +30,15 @@ class SimpleCNN(nn.Module):
 def train_model(
     model: nn.Module, criterion: nn.Module, optimizer: torch.optim.Optimizer, dataloader: DataLoader, epochs: int = 10
 ) -> list[float]:
-    """Train, and return the mean loss of each epoch.  The optimizer finds our gradients in `.grad`."""
-
-    def loss_function(parameters: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
-        return criterion(functional_call(model, parameters, (images,)), labels)
-
-    parameters = dict(model.named_parameters())
-    backward = pullback.value_and_grad(loss_function)
+    """Train, and return the mean loss of each epoch."""
     history = []
     for epoch in range(1, epochs + 1):
         losses = []
         for images, labels in dataloader:
-            with torch.no_grad():  # else the results would belong to autograd's graph, as the parameters do
-                loss, gradients = backward(parameters, images, labels)
-            for name, parameter in parameters.items():
-                parameter.grad = gradients[name]
+            optimizer.zero_grad()
+            with pullback.record():
+                loss = criterion(model(images), labels)
+                pullback.generalized_backward(model, loss)
             optimizer.step()
             losses.append(loss.item())
         history.append(sum(losses) / len(losses))

@@ -17,7 +17,7 @@ PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md")
 # A block of text right after an example is what the example prints.
 EXAMPLE = re.compile(r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)[^)]*\)")
-MODULES = ("pullback.api", "pullback.compiled", "pullback.explain", "pullback.torch_func")
+MODULES = ("pullback.api", "pullback.compiled", "pullback.explain", "pullback.teaching", "pullback.torch_func")
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 

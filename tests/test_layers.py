@@ -27,7 +27,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     24: ("__init__", "cli"),
     23: ("training", "evidence", "batches", "torch_func"),
     22: ("api",),
-    21: ("explain", "recorder", "verification", "nonfinite", "elimination"),
+    21: ("explain", "recorder", "teaching", "verification", "nonfinite", "elimination"),
     20: ("transform", "whole", "deferred"),
     19: ("derivatives", "compiled", "observation"),
     18: ("chunks", "bridge", "own_products", "region_products", "files", "mutations", "interception", "replay"),

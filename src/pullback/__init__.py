@@ -40,6 +40,7 @@ with collection_paused():
     from .nonfinite import NonFinite, first_nonfinite
     from .recorder import Tape, record
     from .stages import Bound, Edge, Order, Plan, Prediction
+    from .teaching import generalized_backward
     from .torch_func import grad_and_value, jacfwd, jacrev, linearize
     from .transform import Transform
 
@@ -88,6 +89,7 @@ __all__ = [
     "eliminate",
     "first_nonfinite",
     "functional_call",
+    "generalized_backward",
     "grad",
     "grad_and_value",
     "hessian",

@@ -8,6 +8,7 @@ from torch import nn
 from torch.func import functional_call
 
 from ..api import value_and_grad
+from ..recorder import record
 
 LossAndGradients = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
@@ -35,6 +36,33 @@ class TraceEngine:
         """The loss on a batch, and its gradient in each parameter by name."""
         with torch.no_grad():  # else the results would belong to autograd's graph, as the parameters do
             return self.derivative(self.parameters, x, y)
+
+
+class RecordEngine:
+    """Our engine for any control flow: each step is recorded as Python runs it, and differentiated afterwards.
+
+    A network whose examples take different numbers of steps is recorded one example at a time, so that equal lengths
+    share a compiled program; the criterion has to be a mean over examples then.
+    """
+
+    def __init__(self, network: nn.Module, criterion: nn.Module) -> None:
+        self.network, self.criterion = network, criterion
+        self.parameters = dict(network.named_parameters())
+        self.one_by_one = getattr(network, "lengths_differ", False)
+
+    def loss_and_gradients(self, x: torch.Tensor, y: torch.Tensor) -> LossAndGradients:
+        """The loss on a batch, and its gradient in each parameter by name."""
+        if not self.one_by_one:
+            return self._recorded(x, y, 1.0)
+        parts = [self._recorded(*part, 1 / len(x)) for part in zip(x.split(1), y.split(1), strict=True)]
+        loss = torch.stack([loss for loss, _ in parts]).mean()
+        return loss, {name: torch.stack([found[name] for _, found in parts]).sum(0) for name in self.parameters}
+
+    def _recorded(self, x: torch.Tensor, y: torch.Tensor, share: float) -> LossAndGradients:
+        """The loss on some examples of a batch, and the gradients of their share in the batch's loss."""
+        with record() as tape:
+            loss = self.criterion(self.network(x), y)
+        return loss, tape.grad(loss, self.parameters, seed=torch.full_like(loss, share))
 
 
 def loss_of(network: nn.Module, criterion: nn.Module) -> Callable[..., torch.Tensor]:

@@ -17,11 +17,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises OSError if that cannot be done; the old file then stands as it was.
     """
     partial = partial_of(path)
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     _sync_directory(path.parent)
 
 

@@ -64,6 +64,8 @@ class RowsNetwork(nn.Module):
 class InkedRowsNetwork(nn.Module):
     """The same for images of different heights: each is cropped to its inked rows, and read by a loop of its own."""
 
+    lengths_differ = True
+
     def __init__(self, cell: str) -> None:
         super().__init__()
         self.cell = CELLS[cell][1](28, HIDDEN)

@@ -9,13 +9,17 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from .data import Data
-from .engines import Engine, TraceEngine
+from .engines import Engine, RecordEngine, TraceEngine
 from .optimizers import OPTIMIZERS
 from .problems import Problem
 from .reference import CheckedEngine, TorchEngine
 from .settings import Settings, TrainingError, check_choice
 
-ENGINES: dict[str, Callable[[nn.Module, nn.Module], Engine]] = {"trace": TraceEngine, "torch": TorchEngine}
+ENGINES: dict[str, Callable[[nn.Module, nn.Module], Engine]] = {
+    "trace": TraceEngine,
+    "record": RecordEngine,
+    "torch": TorchEngine,
+}
 # `len` of it is the number of batches; going through it again gives the next epoch's.
 Batches = Sequence[Any] | DataLoader[Any]
 
