@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ..api import hvp, jvp, vjp
 from ..errors import GraphError, PullbackError, RuleError
+from ..recorder import record
 from ..torch_private import tree_leaves
 from . import reference
 from .database import SEED, Example, examples
 from .reference import Expected, Tensors
 
-DERIVATIVES = ("VJP", "JVP", "second order")
+DERIVATIVES = ("VJP", "JVP", "second order", "VJP recorded")
 TOLERANCE = 1e-8  # |a − b| ≤ tolerance · (1 + |b|)
 DIFFERENCES = 1e-4  # the same, for difference quotients
 
@@ -60,6 +61,11 @@ class Row:
     samples: int
     outcomes: tuple[Outcome, ...]
     counts: tuple[int, ...]
+
+    @property
+    def reason(self) -> str:
+        """What was said about everything that did not pass."""
+        return "; ".join(dict.fromkeys(o.reason for o in self.outcomes if o.reason))
 
 
 def examine(name: str, dtype: torch.dtype, limit: int | None = None) -> Row:
@@ -106,16 +112,20 @@ def compare(example: Example, theirs: Expected, tolerance: float, disputed: bool
     else:
         pushed = outcome(lambda: push(example, theirs), theirs.pushed, tolerance)
     twice = outcome(lambda: bend(example, theirs), theirs.twice, tolerance)
-    return settle(example, theirs, (pulled, pushed, twice)) if disputed else (pulled, pushed, twice)
+    recorded = outcome(lambda: pull_recorded(example, theirs), (*theirs.values, *theirs.pulled), tolerance)
+    outcomes = (pulled, pushed, twice, recorded)
+    return settle(example, theirs, outcomes) if disputed else outcomes
 
 
 def settle(example: Example, theirs: Expected, outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
     """Let difference quotients decide wherever we differ from PyTorch."""
     slopes, curvature = reference.quotients(example, theirs), lambda: reference.second_quotients(example, theirs)
+    weighed, count = (weigh(slopes, theirs),), len(example.primals)
     ours: tuple[Callable[[], Outcome], ...] = (
-        lambda: outcome(lambda: [weight(pull_only(example, theirs), theirs)], (weigh(slopes, theirs),), DIFFERENCES),
+        lambda: outcome(lambda: [weight(pull(example, theirs)[-count:], theirs)], weighed, DIFFERENCES),
         lambda: outcome(lambda: push(example, theirs), slopes, DIFFERENCES),
         lambda: outcome(lambda: bend(example, theirs), curvature(), DIFFERENCES),
+        lambda: outcome(lambda: [weight(pull_recorded(example, theirs)[-count:], theirs)], weighed, DIFFERENCES),
     )
     return tuple(o if o.status != Status.WRONG else again() for o, again in zip(outcomes, ours, strict=True))
 
@@ -144,9 +154,15 @@ def pull(example: Example, theirs: Expected) -> Tensors:
     return (*values, *pull_back(theirs.directions.cotangents))
 
 
-def pull_only(example: Example, theirs: Expected) -> Tensors:
-    """Our cotangents of the primals."""
-    return pull(example, theirs)[-len(example.primals) :]
+def pull_recorded(example: Example, theirs: Expected) -> Tensors:
+    """The same by a record of one run."""
+    primals = tuple(x.detach().requires_grad_() for x in example.primals)
+    torch.manual_seed(SEED)
+    with record() as tape:
+        values = example.function(*primals)
+        loss = inner(theirs.directions.cotangents, values)
+    pulled = tape.grad(loss, primals, allow_unused=True)
+    return (*values, *(torch.zeros_like(x) if g is None else g for x, g in zip(primals, pulled, strict=True)))
 
 
 def push(example: Example, theirs: Expected) -> Tensors:

@@ -1,10 +1,11 @@
 """The page of the documentation that says how every operator fared."""
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from .comparison import DERIVATIVES, DIFFERENCES, DISPUTED, LOOSER, TOLERANCE, Row, Status
+from .comparison import DERIVATIVES, DIFFERENCES, DISPUTED, LOOSER, TOLERANCE, Outcome, Row, Status
 
 MARKS = {
     Status.PASSED: "pass",
@@ -21,10 +22,10 @@ Written by `pullback ops --write docs/operators.md`; not edited by hand.
 Every differentiable operator of PyTorch's own test database that a CPU can run, on all of its samples, all
 differentiable inputs at once: our values and our derivatives along random directions, captured by tracing, beside those
 of `torch.autograd` (forward mode where PyTorch has it, else the derivative of its backward), and one sample of each
-beside central differences. Second order is the derivative of the gradient of ⟨u, f(x)⟩ along a direction. An operator
-passes if every sample does; one refusal counts as a refusal of the operator. Numbers agree if
-|a − b| ≤ {tolerance:g} · (1 + |b|), for difference quotients {differences:g}; a dash stands where PyTorch itself has no
-derivative to compare with.
+beside central differences. Second order is the derivative of the gradient of ⟨u, f(x)⟩ along a direction; the last
+column is the VJP by `pullback.record`. An operator passes if every sample does; one refusal counts as a refusal of the
+operator. Numbers agree if |a − b| ≤ {tolerance:g} · (1 + |b|), for difference quotients {differences:g}; a dash stands
+where PyTorch itself has no derivative to compare with.
 """
 
 
@@ -64,19 +65,23 @@ def reasons(rows: Sequence[Row]) -> str:
     """What was said about everything that did not pass, and of which operators."""
     said: dict[tuple[Status, str], set[str]] = defaultdict(set)
     for row in rows:
-        for outcome in row.outcomes:
-            if outcome.status > Status.UNSUPPORTED:
-                said[outcome.status, outcome.reason.replace("|", "\\|")].add(row.name)
+        worst = max(outcome.status for outcome in row.outcomes)
+        if worst > Status.UNSUPPORTED:
+            said[worst, _in_a_cell(row.reason)].add(row.name)
     lines = ["## Reasons\n", "| | reason | operators |", "|---|---|---|"]
     for (status, reason), names in sorted(said.items(), key=lambda item: (-item[0][0], -len(item[1]), item[0][1])):
         lines.append(f"| {MARKS[status]} | {reason} | {', '.join(sorted(names))} |")
     return "\n".join(lines) + "\n"
 
 
+def _in_a_cell(reason: str) -> str:
+    return reason.replace("|", "/").replace("\n", " ")
+
+
 def table(rows: Sequence[Row]) -> str:
     """One line an operator and dtype."""
-    lines = ["## Operators\n", "| operator | dtype | samples | " + " | ".join(DERIVATIVES) + " |"]
-    return "\n".join([*lines, "|---" * (len(DERIVATIVES) + 3) + "|", *map(line, rows)]) + "\n"
+    lines = ["## Operators\n", "| operator | dtype | samples | " + " | ".join(DERIVATIVES) + " | reason |"]
+    return "\n".join([*lines, "|---" * (len(DERIVATIVES) + 4) + "|", *map(line, rows)]) + "\n"
 
 
 def line(row: Row) -> str:
@@ -85,9 +90,31 @@ def line(row: Row) -> str:
         MARKS[o.status] + (f" ({n} of {row.samples})" if o.status > Status.UNSUPPORTED and n < row.samples else "")
         for o, n in zip(row.outcomes, row.counts, strict=True)
     ]
-    return f"| {row.name} | {row.dtype} | {row.samples} | " + " | ".join(cells) + " |"
+    return f"| {row.name} | {row.dtype} | {row.samples} | " + " | ".join(cells) + f" | {_in_a_cell(row.reason)} |"
 
 
-def write(rows: Sequence[Row], path: Path) -> None:
-    """Write the page."""
-    path.write_text(page(rows), encoding="utf-8")
+# ---------------------------------------------------------------- reading it again
+
+LINE = re.compile(r"^\| (\S+) \| (float64|complex128) \| (\d+) \| (.*) \| (.*) \|$", re.MULTILINE)
+
+
+def rows_of(text: str) -> list[Row]:
+    """The rows of a page."""
+    return [_row(*match.groups()) for match in LINE.finditer(text)]
+
+
+def _row(name: str, dtype: str, samples: str, cells: str, reason: str) -> Row:
+    outcomes, counts = [], []
+    for cell in cells.split(" | "):
+        mark, _, some = cell.partition(" (")
+        status = next(s for s, m in MARKS.items() if m == mark)
+        outcomes.append(Outcome(status, reason if status > Status.UNSUPPORTED else ""))
+        counts.append(int(some.partition(" ")[0]) if some else int(samples))
+    return Row(name, dtype, int(samples), tuple(outcomes), tuple(counts))
+
+
+def update(path: Path, rows: Sequence[Row]) -> None:
+    """Write the page, or put rows in the place of those of the same operators and dtypes on it."""
+    known = rows_of(path.read_text(encoding="utf-8")) if path.exists() else []
+    merged = {(row.name, row.dtype): row for row in (*known, *rows)}
+    path.write_text(page(list(merged.values())), encoding="utf-8")

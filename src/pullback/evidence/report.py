@@ -7,7 +7,7 @@ from typing import Any
 from ..errors import ArgumentError
 from .comparison import Row, Status
 from .database import chosen
-from .page import line, reasons, summaries, write
+from .page import line, reasons, summaries, update
 from .sweep import sweep, tasks
 
 DTYPES = (None, "float64", "complex128")
@@ -26,12 +26,12 @@ def report_operators(
 
     patterns, dtype, limit: which operators (all, if there are none), in which dtype, on how many samples.
     jobs: how many processes share the work.
-    path: where to write the page, if anywhere.
+    path: the page to write, if any; rows of other operators that it has are left as they are.
     say, track: print a text; put a progress bar around the rows.
 
     Returns whether anything is wrong or broke.  Raises ArgumentError for options that make no sense.
     """
-    check(patterns, dtype, limit, path)
+    check(dtype, limit, path)
     todo = tasks(names_of(patterns), dtype)
     rows: list[Row] = list(track(sweep(todo, limit, jobs), total=len(todo), description="operators"))
     for row in rows:
@@ -39,16 +39,16 @@ def report_operators(
             say(line(row))
     say("\n".join(("", reasons(rows), *summaries(rows))))
     if path is not None:
-        write(rows, path)
+        update(path, rows)
     return any(o.status >= Status.FAILED for row in rows for o in row.outcomes)
 
 
-def check(patterns: list[str], dtype: str | None, limit: int | None, path: Path | None) -> None:
+def check(dtype: str | None, limit: int | None, path: Path | None) -> None:
     """Refuse options that make no sense, before anything takes time."""
     if dtype not in DTYPES:
         raise ArgumentError(f"--dtype {dtype!r}: it must be float64 or complex128")
-    if path is not None and (patterns or dtype or limit):
-        raise ArgumentError("--write writes the page of all operators: leave out --op, --dtype and --limit")
+    if path is not None and limit:
+        raise ArgumentError("--write writes the page of all samples: leave out --limit")
     if path is not None and not path.parent.is_dir():
         raise ArgumentError(f"--write {path}: there is no directory {path.parent}")
 

@@ -43,8 +43,10 @@ def index_selected(x: Symbol, dim: int, index: Symbol) -> Image:
     return replaced(inp, dim, along[0]), replaced(inp, dim, Lookup(index.value, along[: index.rank]))
 
 
-def _indexed(x: Symbol, indices: Sequence[Symbol | None]) -> Image:
+def _indexed(x: Symbol, indices: Sequence[Symbol | None], *, y: Symbol | None = None) -> Image:
     """x[indices]: the index tensors' axes stand where the first of them stood, in front if they were not adjacent."""
+    if y is not None and any(t is not None and t.dtype in MASKS for t in indices):
+        indices = _positions_for_masks(x, indices, y)
     rest = plain_axes(x.shape)
     tables = {d: t for d, t in enumerate(indices) if t is not None}
     shared = plain_axes(broadcast([t.shape for t in tables.values()]))
@@ -55,6 +57,40 @@ def _indexed(x: Symbol, indices: Sequence[Symbol | None]) -> Image:
     start = first if last - first + 1 == len(tables) else 0
     left = [i for d, i in enumerate(rest) if d not in tables]
     return (*left[:start], *shared, *left[start:]), tuple(inp)
+
+
+def _positions_for_masks(x: Symbol, indices: Sequence[Symbol | None], y: Symbol) -> list[Symbol | None]:
+    """Where each mask holds, one index tensor for each of its axes; how often it does is read off the result."""
+    size = _size_of_selection(x, indices, y)
+    found: list[Symbol | None] = []
+    for table in indices:
+        found += _coordinates(table, size) if table is not None and table.dtype in MASKS else [table]
+    return found
+
+
+def _size_of_selection(x: Symbol, indices: Sequence[Symbol | None], y: Symbol) -> int:
+    """How many entries the masks select: a mask's axes become one, the others keep their sizes."""
+    consumed = sum(t.rank if t is not None and t.dtype in MASKS else 1 for t in indices if t is not None)
+    given = [d for d, t in enumerate(indices) if t is not None]
+    adjacent = given[-1] - given[0] + 1 == len(given)
+    shared = y.rank - (x.rank - consumed)
+    start = given[0] if adjacent else 0
+    return y.shape[start + shared - 1]
+
+
+def _coordinates(mask: Symbol, size: int) -> list[Symbol]:
+    """The positions at which a mask holds, along each of its axes."""
+    places = tensor("nonzero.default", mask, shape=(size, mask.rank), dtype="int64")
+    return [tensor("select.int", places, 1, d, shape=(size,), dtype="int64") for d in range(mask.rank)]
+
+
+def _mask_selected(x: Symbol, mask: Symbol, *, y: Symbol) -> Image:
+    """The entries where a mask holds, in one vector; both operands are broadcast first."""
+    shape = broadcast([x.shape, mask.shape])
+    whole = tensor("expand.default", mask, shape, shape=shape, dtype=mask.dtype) if mask.shape != shape else mask
+    out = plain_axes(y.shape)
+    tables = [Lookup(places.value, out) for places in _coordinates(whole, y.size)]
+    return out, tuple(Axis(0) if n == 1 else t for n, t in zip(x.shape, tables[len(shape) - x.rank :], strict=True))
 
 
 def _from_the_front(table: Symbol, size: int) -> Symbol:
@@ -80,6 +116,8 @@ _INDEXED = (
     Sample(X, (I(bound=2), I(5, bound=3))),
 )
 
+_SELECTED = (Sample(X, (B(2, 3),)), Sample(CUBE, (None, B(3, 4))), Sample(CUBE, (None, B(3))))
+
 READING: dict[str, Rule] = {
     "aten.gather.default": IndexMap(
         (
@@ -93,7 +131,10 @@ READING: dict[str, Rule] = {
     "aten.index_select.default": IndexMap(
         (Sample(X, 1, I(4, bound=3)), Sample(CUBE, -3, I(2, bound=2)), Sample(X, 0, I(bound=2))), map=index_selected
     ),
-    "aten.index.Tensor": IndexMap(_INDEXED, map=_indexed),
+    "aten.index.Tensor": IndexMap((*_INDEXED, *_SELECTED), map=_indexed),
+    "aten.masked_select.default": IndexMap(
+        (Sample(X, B(2, 3)), Sample(X, B(3)), Sample(T(1, 3), B(2, 1))), map=_mask_selected
+    ),
     "aten._unsafe_index.Tensor": IndexMap(_INDEXED, map=_indexed),
     "aten.take.default": IndexMap((Sample(X, I(4, bound=6)), Sample(CUBE, I(2, 2, bound=24))), map=_taken),
 }
