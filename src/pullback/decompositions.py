@@ -4,7 +4,7 @@ Each takes what the operator takes and returns what it returns, without loops ov
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from math import inf
+from math import inf, prod
 from typing import Any
 
 import torch
@@ -146,9 +146,25 @@ def segment_reduce(
     return torch.where(count > 0, result / count.clamp_min(1).to(data.dtype), empty)
 
 
+# Undoing a maximum pooling -------------------------------------------------------------------------------------------
+
+
+def max_unpool(x: Tensor, indices: Tensor, output_size: Sequence[int], *_: Any) -> Tensor:
+    """As `aten.max_unpool2d` and `aten.max_unpool3d`: where a place is written twice, the last writer alone counts."""
+    rank = len(output_size)
+    entries, places = x.flatten(-rank), indices.flatten(-rank)
+    writers = torch.arange(entries.shape[-1], device=x.device).expand(entries.shape)
+    empty = entries.new_zeros((*entries.shape[:-1], prod(output_size)))
+    last = empty.to(torch.int64).scatter(-1, places, writers).gather(-1, places)
+    written = torch.where(last == writers, entries, 0)
+    return empty.scatter_add(-1, places, written).reshape(*x.shape[:-rank], *output_size)
+
+
 ATEN = torch.ops.aten
 DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     ATEN.grid_sampler_2d.default: grid_sampler,
     ATEN.grid_sampler_3d.default: grid_sampler,
     ATEN.segment_reduce.default: segment_reduce,
+    ATEN.max_unpool2d.default: max_unpool,
+    ATEN.max_unpool3d.default: max_unpool,
 }

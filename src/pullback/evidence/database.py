@@ -24,11 +24,13 @@ class Example:
 
     function: a function of the differentiated tensors alone, which returns every tensor that PyTorch differentiates.
     primals: the differentiated tensors.
+    has_results: whether there is any such tensor among the results.
     forward_mode, twice: whether PyTorch has forward mode, and second derivatives, for the operator.
     """
 
     function: Function
     primals: tuple[Tensor, ...]
+    has_results: bool
     forward_mode: bool
     twice: bool
 
@@ -94,4 +96,5 @@ def example_of(op: Any, sample: Any) -> Example:
     def function(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tuple(y for y, wanted in zip(results(*tensors), reached, strict=True) if wanted)
 
-    return Example(function, tuple(fixed[k] for k in places), op.supports_forward_ad, op.supports_gradgrad)
+    primals = tuple(fixed[k] for k in places)
+    return Example(function, primals, any(reached), op.supports_forward_ad, op.supports_gradgrad)

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from .comparison import DERIVATIVES, DIFFERENCES, DISPUTED, LOOSER, TOLERANCE, Outcome, Row, Status
+from .comparison import CONVENTIONS, DERIVATIVES, DIFFERENCES, DISPUTED, LOOSER, TOLERANCE, Outcome, Row, Status
 
 MARKS = {
     Status.PASSED: "pass",
@@ -32,7 +32,12 @@ where PyTorch itself has no derivative to compare with.
 def page(rows: Sequence[Row]) -> str:
     """The whole page, of the rows of a sweep over all samples."""
     ordered = sorted(rows, key=lambda row: (row.name, row.dtype != "float64"))
-    parts = (HEAD.format(tolerance=TOLERANCE, differences=DIFFERENCES), *summaries(ordered), exceptions())
+    parts = (
+        HEAD.format(tolerance=TOLERANCE, differences=DIFFERENCES),
+        *summaries(ordered),
+        exceptions(),
+        conventions(),
+    )
     return "\n".join((*parts, reasons(ordered), table(ordered)))
 
 
@@ -59,6 +64,12 @@ def exceptions() -> str:
     lines += ["\n## Where difference quotients side with us against PyTorch\n", "| operator | what PyTorch does |"]
     lines += ["|---|---|", *(f"| {name} | {reason} |" for name, reason in DISPUTED.items())]
     return "\n".join(lines) + "\n"
+
+
+def conventions() -> str:
+    """Where no difference quotient can tell anything."""
+    lines = ["## Conventions that differences cannot see\n", "| operator | convention |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {name} | {reason} |" for name, reason in CONVENTIONS.items())]) + "\n"
 
 
 def reasons(rows: Sequence[Row]) -> str:

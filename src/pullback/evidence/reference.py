@@ -81,11 +81,9 @@ def _pushed(example: Example, primals: Tensors, tangents: Sequence[Tensor]) -> T
             pass
     values = _run(example.function, primals)
     cotangents = [torch.zeros_like(y).requires_grad_() for y in values]
-    pulled = _pull(values, primals, cotangents)
-    linked = [(g, t) for g, t in zip(pulled, tangents, strict=True) if g.requires_grad]
     try:
-        return _pull([g for g, _ in linked], cotangents, [t for _, t in linked])
-    except RuntimeError:  # a backward kernel without a derivative
+        return _linear(_pull(values, primals, cotangents), cotangents, tangents)
+    except (RuntimeError, NotImplementedError):  # a backward kernel without a derivative
         return None
 
 
@@ -96,7 +94,15 @@ def _forward(example: Example, tangents: Sequence[Tensor]) -> Tensors:
         return tuple(torch.zeros_like(p) if t is None else t.clone() for p, t in pairs)
 
 
-def _twice(pulled: Sequence[Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensors:
+def _twice(pulled: Sequence[Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensors | None:
+    try:
+        return _linear(pulled, primals, tangents)
+    except (RuntimeError, NotImplementedError):  # a backward kernel without a derivative
+        return None
+
+
+def _linear(pulled: Sequence[Tensor], primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensors:
+    """The derivative of ⟨tangents, pulled⟩."""
     linked = [(g, t) for g, t in zip(pulled, tangents, strict=True) if g.requires_grad]
     if not linked:
         return tuple(map(torch.zeros_like, primals))

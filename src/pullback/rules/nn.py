@@ -297,6 +297,11 @@ PAIRS: dict[str, Rule] = {
         "upsample_bilinear2d", Sample(T(1, 2, 3, 2), (5, 4), True), Sample(T(1, 2, 5, 4), (5, 4), (1, 2, 3, 2), False)
     ),
     **_resampling(
+        "upsample_trilinear3d",
+        Sample(T(1, 1, 2, 3, 2), (3, 5, 4), True),
+        Sample(T(1, 1, 3, 5, 4), (3, 5, 4), (1, 1, 2, 3, 2), False),
+    ),
+    **_resampling(
         "upsample_bicubic2d", Sample(T(1, 1, 3, 2), (5, 4), True), Sample(T(1, 1, 5, 4), (5, 4), (1, 1, 3, 2), False)
     ),
     **{

@@ -181,6 +181,11 @@ def _whole_quotient(x: Entry, other: Operand, mode: str) -> Symbol:
     return tensor(overload, x, other, shape=shaped.shape, dtype=shaped.dtype, rounding_mode=mode)
 
 
+def _lead(x: Symbol, other: Symbol) -> Symbol:
+    """X − other; zero, not ∞ − ∞, where both are the same infinity."""
+    return where(x.eq(other) & (x.abs() >= inf), 0, x - other)
+
+
 ARITHMETIC: dict[str, Rule] = {
     "aten.add.Tensor": _sum(1),
     "aten.sub.Tensor": _sum(-1),
@@ -228,9 +233,11 @@ ARITHMETIC: dict[str, Rule] = {
         lambda x, other: other / _radius_squared(x, other), lambda x, other: -x / _radius_squared(x, other)
     ),
     "aten.hypot.default": Pointwise(lambda x, other, y: x / y, lambda x, other, y: other / y),
-    "aten.logaddexp.default": Pointwise(lambda x, other: (x - other).sigmoid(), lambda x, other: (other - x).sigmoid()),
+    "aten.logaddexp.default": Pointwise(
+        lambda x, other: _lead(x, other).sigmoid(), lambda x, other: _lead(other, x).sigmoid()
+    ),
     "aten.logaddexp2.default": Pointwise(
-        lambda x, other: ((x - other) * LN2).sigmoid(), lambda x, other: ((other - x) * LN2).sigmoid()
+        lambda x, other: (_lead(x, other) * LN2).sigmoid(), lambda x, other: (_lead(other, x) * LN2).sigmoid()
     ),
     "aten.xlogy.Tensor": Pointwise(
         lambda x, other: unless(x.eq(0) & (other <= 0), other.log()), lambda x, other: x / other, samples=POSITIVE_PAIRS

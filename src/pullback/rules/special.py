@@ -23,6 +23,7 @@ def _i1e(x: Symbol, y: Symbol) -> Operand:
 
 RULES: dict[str, Rule] = {
     "aten.special_erfcx.default": Pointwise(lambda x, y: 2 * x * y - 2 / sqrt(pi)),
+    "aten.special_log_ndtr.default": Pointwise(lambda x: sqrt(2 / pi) / (x * -sqrt(0.5)).special_erfcx()),
     "aten.special_ndtri.default": Pointwise(lambda y: sqrt(2 * pi) * (y * y / 2).exp(), domain=INSIDE),
     "aten.i0.default": Pointwise(lambda x: x.special_i1()),
     "aten.special_i0e.default": Pointwise(lambda x, y: x.special_i1e() - x.sgn() * y, domain=POSITIVE),
