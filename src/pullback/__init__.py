@@ -10,6 +10,8 @@ from torch.func import functional_call, stack_module_state, vmap
 from .collection import collection_paused
 
 with collection_paused():
+    from . import registry as registry
+    from . import rules
     from .api import compile, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
     from .batches import batch_hessian, batch_jacobian
     from .calibration import calibrate
@@ -101,6 +103,7 @@ __all__ = [
     "linearize",
     "load",
     "record",
+    "rules",
     "stack_module_state",
     "trace",
     "value_and_grad",

@@ -71,6 +71,12 @@ def recipe_of(op: Any) -> Recipe:
     return _TABLE.setdefault(op, _make(op)) if known is None else known
 
 
+def forget_recipes() -> None:
+    """Make all recipes anew: there is another rule."""
+    _TABLE.clear()
+    functional.cache_clear()
+
+
 def _make(op: Any) -> Recipe:
     name = str(op)
     renamed = _RENAMED.get(name)

@@ -39,6 +39,7 @@ DISPUTED: dict[str, str] = {
 # Where no difference quotient can tell anything: PyTorch's derivative is a convention.
 CONVENTIONS: dict[str, str] = {
     "normal": "a draw is a constant",
+    "normal.number_mean": "a draw is a constant",
     "nn.functional.hinge_embedding_loss": "a target that is not exactly 1 or −1 is neither",
     "nn.functional.cosine_embedding_loss": "a target that is not exactly 1 or −1 is neither",
 }
