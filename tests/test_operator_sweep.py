@@ -38,6 +38,13 @@ def test_exceptions_are_few_and_have_reasons() -> None:
     assert (LOOSER.keys() | DISPUTED.keys()) <= database.operators().keys()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("name", ["fft.fft", "linalg.inv", "mul", "masked_select"])
+def test_every_front_end_knows_complex_numbers(name: str, dtype: torch.dtype) -> None:
+    recorded = examine(name, dtype, 2).outcomes[-1]
+    assert recorded == comparison.Outcome(Status.PASSED)
+
+
 # ---------------------------------------------------------------- that it can fail
 
 
