@@ -10,6 +10,7 @@ from torch import Tensor
 from .api import hvp, jvp, vjp
 from .errors import RuleError
 from .recipes import forget_recipes
+from .replay import PULLS, SIGHTINGS
 from .rules import EVIDENCE, LISTENERS, RULES, B, I, Sample, T
 from .signature import CACHE
 from .torch_private import overload, tree_flatten, tree_leaves, tree_unflatten
@@ -23,7 +24,8 @@ Tensors = tuple[Tensor, ...]
 def forget(op: str) -> None:
     """Forget what was compiled while the operator had no rule.  Raises UnsupportedTorchError if it does not exist."""
     overload(op)
-    CACHE.clear()
+    for cache in (CACHE, SIGHTINGS, PULLS):
+        cache.clear()
     forget_recipes()
 
 
