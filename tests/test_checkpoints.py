@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-import os
+import multiprocessing
 import pickle
 import random
 import re
@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 import torch
 
-from pullback.training import checkpoints, files
+from pullback import cli
+from pullback.training import checkpoints, console, files
 from pullback.training.checkpoints import HEADER, Checkpoint, read
 from pullback.training.engines import TraceEngine
 from pullback.training.problems import Problem, cnn, rnn, xor
@@ -28,8 +29,6 @@ from pullback.training.settings import TrainingError
 from support import reference
 from test_cli import invoke
 from test_training import small
-
-ROOT = Path(__file__).parents[1]
 
 
 def training(problem: Problem, directory: Path, engine: str = "trace", **changed: Any) -> tuple[Run, Checkpoint]:
@@ -297,33 +296,47 @@ def test_a_file_is_whole_whenever_its_writer_is_killed(tmp_path: Path) -> None:
         assert len(content) in range(200_000, 200_007)
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """The command line in a process of its own, in which training has just begun."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    call = [sys.executable, "-c", "from pullback.cli import main; main()", "train", *map(str, arguments)]
-    process = subprocess.Popen(call, stdout=subprocess.PIPE, text=True, env=environment)
-    assert "examples; engine" in process.stdout.readline()
+FORKS = multiprocessing.get_context("forkserver")  # a process for each run, without importing PyTorch for each
+
+
+def train(out: Path, log: Path, arguments: tuple[object, ...]) -> None:
+    """The command line, as the whole of a process."""
+    with log.open("w") as file:
+        console.console.file = file
+        cli.app(["train", *map(str, arguments), "--out", str(out)])
+
+
+def start(out: Path, log: Path, *arguments: object) -> Any:
+    """A process in which training has just begun."""
+    FORKS.set_forkserver_preload(["pullback.cli"])
+    log.unlink(missing_ok=True)
+    process = FORKS.Process(target=train, args=(out, log, arguments))
+    process.start()
+    while process.is_alive() and not (log.exists() and "examples; engine" in log.read_text()):
+        time.sleep(0.01)
     return process
 
 
 def check_kills(name: str, arguments: tuple[object, ...], span: int, kills: int, tmp: Path) -> None:
     """Kill a run at random moments, resume it each time, and compare it with one that was never killed."""
-    generator, done, rounds = random.Random(0), 0, 0
-    whole, began = start(*arguments, "--out", tmp / "whole"), time.monotonic()
-    assert whole.wait() == 0
+    generator, done, rounds, log = random.Random(0), 0, 0, tmp / "log"
+    whole, began = start(tmp / "whole", log, *arguments), time.monotonic()
+    whole.join()
+    assert whole.exitcode == 0
     longest = (time.monotonic() - began) / 3
     while done < kills:
         rounds += 1
         out, finished = tmp / str(rounds), False
         while not finished:
-            process = start(*arguments, "--resume", "--out", out)
+            process = start(out, log, *arguments, "--resume")
             if done < kills:
                 time.sleep(generator.uniform(0, longest))
                 process.kill()
-            log, _ = process.communicate()
-            finished = process.returncode == 0
+            process.join()
+            assert process.exitcode in (0, -signal.SIGKILL)
+            finished = process.exitcode == 0
             done += not finished
-            check_kept(out / f"{name}.checkpoint", log, span)
+            check_kept(out / f"{name}.checkpoint", log.read_text(), span)
         check_equal(name, tmp / "whole", out)
 
 
