@@ -105,22 +105,21 @@ class Level:
     def batch(self, tensors: Sequence[Tensor], dims: tuple[int | None, ...]) -> tuple["Level", tuple[Any, ...]]:
         """The function mapped over an axis of some tensors, which is the first of its results; and their kinds."""
         key = ("batch", dims, tuple(tuple(tensor.shape) for tensor in tensors))
-        if key not in self.derived:
-            with collection_paused():
-                self._keep(key, _mapped(self, tensors, dims))
-        return self.derived[key]
+        return self._known(key, lambda: _mapped(self, tensors, dims))
 
     def _derivative(self, key: Any, tensors: Sequence[Tensor], task: Callable[[Graph], Task], order: str) -> "Level":
-        if key not in self.derived:
-            with collection_paused():
-                self._keep(key, _differentiated(self, tensors, task, order))
-        return self.derived[key]
+        return self._known(key, lambda: _differentiated(self, tensors, task, order))
 
-    def _keep(self, key: Any, derived: Any) -> None:
-        """Keep the last few, each of which was compiled."""
-        if len(self.derived) >= CAPACITY:
-            self.derived.pop(next(iter(self.derived)))
-        self.derived[key] = derived
+    def _known(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What is kept under a key, made if it is not there; only the last few are kept, each of which was compiled."""
+        found = self.derived.get(key)
+        if found is None:
+            with collection_paused():
+                found = make()
+            if len(self.derived) >= CAPACITY:
+                self.derived.pop(next(iter(self.derived)), None)
+            self.derived[key] = found
+        return found
 
 
 def _differentiated(level: Level, tensors: Sequence[Tensor], task: Callable[[Graph], Task], order: str) -> Level:
