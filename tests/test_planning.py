@@ -292,7 +292,7 @@ def test_predicted_bytes_are_those_of_the_values_that_are_alive() -> None:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PULLBACK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(calibration, "_known", {})
-    monkeypatch.setattr(calibration, "SECONDS", 0.002)
+    monkeypatch.setattr(calibration, "SAMPLES", 5)
     return tmp_path / "cache"
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -21,7 +20,7 @@ from .dtypes import dtype_name, torch_dtype
 from .errors import ArgumentError
 from .graph import FLOATING, Value
 
-SAMPLES, SECONDS = 7, 0.03  # how many times each piece of work is timed, and for how long
+SAMPLES, SECONDS = 100, 0.001  # how often each piece of work is timed, and for how long
 _FIGURES = ("launch", "view", "multiplication", "entry", "heavy")
 
 _known: dict[str, CostModel] = {}
@@ -54,7 +53,7 @@ def calibrate(device: str | torch.device = "cpu", dtype: torch.dtype = torch.flo
         ArgumentError: the dtype is another one.
         OSError: the directory cannot be written to, or others could write into it.
 
-    Cost: about two seconds.
+    Cost: about a second.
     """
     if dtype not in (torch.float32, torch.float64):
         raise ArgumentError(f"dtype={dtype}: calibrate for torch.float32 or torch.float64")
@@ -78,16 +77,16 @@ def _measured(device: torch.device, dtype: torch.dtype) -> CostModel:
         entry = max(_time(lambda: large * large, device) - launch, 1e-9) / (3 * large.numel())
         heavy = max(_time(medium.sin, device) - launch, 1e-9) / (2 * medium.numel())
         multiplication = max(_time(lambda: square @ square, device) - launch, 1e-9) / 256**3
-    overhead = 1.2  # of the generated Python around each call
+    overhead = 1.6  # of the generated Python around each call, and of caches that others have filled
     return CostModel(overhead * launch, overhead * view, multiplication, entry, heavy, "calibrated")
 
 
 def _time(work: Callable[[], Any], device: torch.device) -> float:
-    """The median time of one run, of samples that are long enough to be timed."""
+    """The time of one run in the best of many short samples: the one that other work on the machine did not disturb."""
     count = 1
-    while _loop(work, count, device) < SECONDS / 4 and count < 1_000_000:
-        count *= 4
-    return median(_loop(work, count, device) for _ in range(SAMPLES)) / count
+    while min(_loop(work, count, device) for _ in range(3)) < SECONDS / 2 and count < 1_000_000:
+        count *= 2
+    return min(_loop(work, count, device) for _ in range(SAMPLES)) / count
 
 
 def _loop(work: Callable[[], Any], count: int, device: torch.device) -> float:
