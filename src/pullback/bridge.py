@@ -300,6 +300,8 @@ class Bridge:
 
     def __call__(self, *tensors: Tensor) -> tuple[Any, ...]:
         """The program's results, in autograd's graph, or inside the transforms around this call."""
+        if is_transforming() and self.pure.has_regions:
+            return self.run(*tensors)
         if is_transforming():
             refuse(self.graph, replace(self.pure, overwritten=()), tensors)
             return as_transformed(self._level, self._drawn(tensors))

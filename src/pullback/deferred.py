@@ -156,6 +156,8 @@ class _Parts:
 
     def as_node(self, *tensors: Tensor) -> tuple[Any, ...]:
         """The same, with outputs that belong to autograd's graph, or to the transforms around this call."""
+        if is_transforming() and self.again.has_regions:
+            return self.run(*tensors)
         if is_transforming():
             refuse(self.graph, replace(self.again, overwritten=()), tensors)
             read = self._read(tensors)

@@ -36,6 +36,11 @@ class Pure:
     problem: str
 
     @property
+    def has_regions(self) -> bool:
+        """Whether there are branches or loops at run time, which `vmap` cannot map inside a trace."""
+        return any(node.op.startswith("pullback.") and node.op != ATTACH for node in self.graph.nodes)
+
+    @property
     def repeats(self) -> bool:
         """Whether the original graph itself may be run again."""
         return not self.drawn and not self.overwritten
