@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,8 +60,7 @@ class Slot:
         self.is_leaf = False
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A position in the user's code, as cheap as it can be noted."""
 
     code: CodeType | None
@@ -191,9 +190,9 @@ class History:
         return index
 
     def add(self, step: Step, key: tuple[Any, ...]) -> None:
-        """Write down a step whose results have been defined."""
+        """Write down a step whose results have been defined; `key`: the operator and its arguments."""
         self.steps.append(step)
-        self.keys.append((key, *[None if k is None else self.types[k][:2] for k in step.outputs]))
+        self.keys.append((*key, *[None if k is None else self.types[k][1] for k in step.outputs]))
         step.key_end = len(self.keys)
 
     def is_active(self, index: int) -> bool:
@@ -319,7 +318,7 @@ def _argument(tree: Any, values: dict[int, Value]) -> Any:
 def exact(tree: Any) -> Any:
     """Arguments such that those of different calls are equal only if they mean the same."""
     for item in tree:
-        if type(item) in (float, complex, tuple):
+        if type(item) is not Ref and type(item) in (float, complex, tuple):
             return tuple([_exact(item) for item in tree])
     return tree
 
@@ -337,6 +336,15 @@ def refs_in(tree: Any) -> Iterator[Ref]:
     elif isinstance(tree, tuple):
         for item in tree:
             yield from refs_in(item)
+
+
+def note_refs(tree: tuple[Any, ...], found: list[int]) -> None:
+    """Append the number of every value that nested tuples refer to, in order."""
+    for item in tree:
+        if type(item) is Ref:
+            found.append(item.index)
+        elif type(item) is tuple:
+            note_refs(item, found)
 
 
 def written_arguments(op: Any) -> tuple[str, ...]:

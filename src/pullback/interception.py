@@ -30,7 +30,8 @@ Interceptor = Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], Any]
 CALL_TAPE = "a record keeps its own derivatives: call tape.backward(loss) or tape.grad(loss, inputs)"
 
 
-def _plain(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def plain(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a function as it is."""
     return function(*args, **kwargs)
 
 
@@ -135,7 +136,7 @@ _DIFFERENTIATING = tuple(getattr(torch.autograd, name) for name in ("grad",))
 _OWN: Any = Tensor  # whose properties are descriptors, which type checkers do not know
 
 INTERCEPTED: dict[Any, Interceptor] = {
-    private.set_grad_enabled: _plain,
+    private.set_grad_enabled: plain,
     Tensor.backward: _refuse_backward,
     **dict.fromkeys(_DIFFERENTIATING, _refuse_backward),
     Tensor.register_hook: _register_hook,
@@ -150,7 +151,7 @@ INTERCEPTED: dict[Any, Interceptor] = {
     _OWN.requires_grad.__set__: _set_requires_grad,
     _OWN.data.__get__: _get_data,
     _OWN.data.__set__: _set_data,
-    _OWN.grad.__set__: _plain,
+    _OWN.grad.__set__: plain,
     _OWN.grad_fn.__get__: _get_grad_fn,
     _OWN.is_leaf.__get__: _get_is_leaf,
     Tensor.numpy: _array,
@@ -163,7 +164,7 @@ def is_initialisation(function: Any) -> bool:
     return getattr(function, "__module__", "") == "torch.nn.init"
 
 
-def _without_mkldnn(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _without_mkldnn(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """With it, an LSTM is one opaque operator."""
     before = private.get_mkldnn_enabled()
     private.set_mkldnn_enabled(False)
@@ -241,8 +242,10 @@ def say_what_to_call(*_: Any, **__: Any) -> None:
 __all__ = [
     "INTERCEPTED",
     "KERNELS",
+    "Interceptor",
     "function_handler",
     "is_initialisation",
+    "plain",
     "say_what_to_call",
     "start_refusing_backward",
     "stop_refusing_backward",

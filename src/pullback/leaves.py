@@ -18,13 +18,13 @@ def accumulate(leaf: Tensor, gradient: Tensor) -> None:
     if not leaf.requires_grad:
         return
     before, after = gradient_hooks(leaf)
-    own = run_hooks(before, gradient)
-    if leaf.grad is None:
+    own, known = run_hooks(before, gradient) if before else gradient, leaf.grad
+    if known is None:
         leaf.grad = _laid_out_as(leaf, own.clone() if before else own)  # a hook may have kept it
-    elif leaf.grad.layout is torch.strided:
-        leaf.grad.add_(own)
+    elif known.layout is torch.strided:
+        known.add_(own)
     else:
-        leaf.grad = leaf.grad.to_dense() + own
+        leaf.grad = known.to_dense() + own
     for hook in after:
         hook(leaf)
 
@@ -52,8 +52,11 @@ def run_hooks(hooks: Any, gradient: Tensor) -> Tensor:
 
 
 def _laid_out_as(leaf: Tensor, gradient: Tensor) -> Tensor:
-    if gradient.stride() == leaf.stride() or not _is_dense(leaf):
-        return gradient if gradient.is_contiguous() or gradient.stride() == leaf.stride() else gradient.contiguous()
+    strides = gradient.stride()
+    if strides == leaf.stride():
+        return gradient
+    if not _is_dense(leaf):
+        return gradient.contiguous()
     return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=leaf.device).copy_(gradient)
 
 

@@ -7,7 +7,9 @@ whoever computes on them behind the record's back gets a tensor of autograd's, w
 `Below` stands below autograd, where it writes down each ATen operator that reads something with a derivative.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from . import torch_private as private
 from .composites import COMPOSITES
-from .interception import INTERCEPTED, KERNELS, is_initialisation
+from .interception import INTERCEPTED, KERNELS, Interceptor, is_initialisation, plain
 from .mutations import ADAPTED, write
-from .recipes import Kind, recipe_of
+from .recipes import RECIPES, Kind, recipe_of
 from .recorded_functions import record_operator
 from .recording import CURRENT
 from .scribe import Scribe, refuse
@@ -43,48 +45,41 @@ class Above(TorchFunctionMode):
         kwargs = kwargs or {}
         if THREAD.inside or self.scribe.paused or CURRENT.trace is not self.outer_trace:
             return function(*args, **kwargs)
-        try:
-            intercept = INTERCEPTED.get(function)
-        except TypeError:  # not hashable
-            intercept = None
-        if intercept is not None:
-            return intercept(self, function, args, kwargs)
-        if getattr(function, "__name__", "") == "__get__" and function not in VIEWS:
-            return function(*args, **kwargs)
-        return self.call(function, args, kwargs)
+        treatment = _treatment(function)
+        if treatment.intercept is not None:
+            return treatment.intercept(self, function, args, kwargs)
+        return self.call(treatment.call, args, kwargs, treatment.stops)
 
-    def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a function with autograd off, and mark what has a derivative."""
-        call = COMPOSITES.get(function, function) if getattr(function, "__hash__", None) else function
-        enabled = torch.is_grad_enabled()
-        _refuse_transforms()
-        THREAD.inside, THREAD.enabled = True, enabled and not is_initialisation(function)
+    def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], stops: bool = False) -> Any:
+        """Call a function with autograd off, and mark what has a derivative; `stops`: as under `no_grad`."""
+        thread, enabled = THREAD, torch.is_grad_enabled()
+        if private.peek_interpreter() is not None:
+            _refuse_transforms()
+        thread.inside, thread.enabled = True, enabled and not stops
         cached = private.is_any_autocast_enabled() and torch.is_autocast_cache_enabled()
         try:
             private.set_grad_enabled(False)
             if cached:  # else a cast is shared with what was computed outside of the record
                 torch.set_autocast_cache_enabled(False)
-            if function in KERNELS:
-                result = KERNELS[function](call, args, kwargs)
-            else:
-                result = call(*args, **kwargs)
+            result = function(*args, **kwargs)
             if enabled:
                 self.mark(result)
         finally:
             private.set_grad_enabled(enabled)
             if cached:
                 torch.set_autocast_cache_enabled(True)
-            THREAD.inside = False
+            thread.inside = False
         return result
 
     def mark(self, result: Any) -> None:
         """Let results with a derivative require gradients, as long as the block runs."""
-        if self.scribe.fresh:
-            fresh, self.scribe.fresh = self.scribe.fresh, []
+        scribe = self.scribe
+        if scribe.fresh:
+            fresh, scribe.fresh = scribe.fresh, []
             self.mark(fresh)
-        if isinstance(result, Tensor):
-            slot = self.scribe.history.bindings.get(id(result))
-            if slot is not None and not slot.is_leaf and not result.requires_grad:
+        slot = scribe.history.bindings.get(id(result))
+        if slot is not None:
+            if not slot.is_leaf and not result.requires_grad:
                 base = private.base_of(result)  # a view requires gradients where its base does
                 marked = result if base is None else base
                 marked.requires_grad_()
@@ -94,9 +89,40 @@ class Above(TorchFunctionMode):
                 self.mark(item)
 
 
+class _Treatment(NamedTuple):
+    """What becomes of calls of one function: another function, or a call of `call`."""
+
+    intercept: Interceptor | None
+    call: Callable[..., Any]
+    stops: bool
+
+
+MOST_FUNCTIONS = 10_000
+_TREATMENTS: dict[Any, _Treatment] = {}
+
+
+def _treatment(function: Any) -> _Treatment:
+    try:
+        known = _TREATMENTS.get(function)
+    except TypeError:  # not hashable
+        return _Treatment(None, function, False)
+    if known is not None:
+        return known
+    intercept = INTERCEPTED.get(function)
+    if intercept is None and getattr(function, "__name__", "") == "__get__" and function not in VIEWS:
+        intercept = plain
+    call = COMPOSITES.get(function, function)
+    if function in KERNELS:
+        call = partial(KERNELS[function], call)
+    found = _Treatment(intercept, call, is_initialisation(function))
+    if len(_TREATMENTS) < MOST_FUNCTIONS:  # else somebody makes functions as he goes
+        _TREATMENTS[function] = found
+    return found
+
+
 def _refuse_transforms() -> None:
     interpreter = private.peek_interpreter()
-    if interpreter is not None and not str(interpreter.key()).endswith(("Vmap", "Functionalize")):
+    if not str(interpreter.key()).endswith(("Vmap", "Functionalize")):
         raise refuse(
             "a derivative of torch.func's is computed inside the block",
             "Use pullback's own transforms there, which are recorded as any other code.",
@@ -123,10 +149,11 @@ class Below(private.TorchDispatchMode):
         kwargs, scribe = kwargs or {}, self.scribe
         if scribe.paused:
             return op(*args, **kwargs)
-        if not isinstance(op, private.OpOverload):
+        recipe = RECIPES.get(op)
+        if recipe is None and not isinstance(op, private.OpOverload):
             way_out = "Write it as Python's own control flow, which a record follows."
             raise refuse(f"the block uses the operator {op.name()!r}, which is not done yet", way_out)
-        recipe = recipe_of(op)
+        recipe = recipe or recipe_of(op)
         kind = recipe.kind
         if kind is Kind.WRITE:
             return write(scribe, recipe, args, kwargs, self)
@@ -134,6 +161,13 @@ class Below(private.TorchDispatchMode):
             _refuse_parallel(op, args)
             return op(*args, **kwargs)
         enabled = THREAD.enabled if THREAD.inside else torch.is_grad_enabled()
+        if kind is Kind.NODE and enabled and not kwargs and recipe.is_plain:
+            references = scribe.plain_references(args)
+            if references is not None:
+                result = op(*args)
+                if references:
+                    scribe.record_plain(recipe, references, args, result)
+                return result
         if not enabled or not (scribe.is_active(args) or (kwargs and scribe.is_active(kwargs.values()))):
             return op(*args, **kwargs)
         if kind is Kind.DECOMPOSED:

@@ -35,6 +35,8 @@ class Recipe:
 
     name: of the node, whose rule is used.
     lifted: positions of Python numbers that are inputs of a derivative's program, rather than part of it.
+    is_plain: whether its operands are recorded as they are given.
+    results: how many results its rule expects, where PyTorch gives fewer.
     body: for a decomposed operator, what it is made of.
     """
 
@@ -45,10 +47,12 @@ class Recipe:
     lifted: frozenset[int] = frozenset()
     body: Callable[..., Any] | None = None
     written: tuple[str, ...] = ()
+    results: int = 0
+    is_plain: bool = True
 
 
 _numbers = count()
-_TABLE: dict[Any, Recipe] = {}
+RECIPES: dict[Any, Recipe] = {}
 _SCALED = ("mul", "div", "add", "sub", "rsub")
 _LIFTED = frozenset(f"aten.{op}.{overload}" for op in _SCALED for overload in ("Tensor", "Scalar"))
 _VIEWS = frozenset(("aten._unsafe_view.default", "aten._reshape_alias.default"))
@@ -67,8 +71,8 @@ _RENAMED: Mapping[str, str] = {
 
 def recipe_of(op: Any) -> Recipe:
     """The recipe of an operator."""
-    known = _TABLE.get(op)
-    return _TABLE.setdefault(op, _make(op)) if known is None else known
+    known = RECIPES.get(op)
+    return RECIPES.setdefault(op, _make(op)) if known is None else known
 
 
 def forget_recipes() -> None:
@@ -81,7 +85,7 @@ def _make(op: Any) -> Recipe:
     name = str(op)
     renamed = _RENAMED.get(name)
     if renamed is not None:
-        return Recipe(op, Kind.NODE, renamed, next(_numbers))
+        return Recipe(op, Kind.NODE, renamed, next(_numbers), results=5)
     if name in _FLAT:
         return Recipe(op, Kind.NODE, name, next(_numbers))
     if name in NONDIFFERENTIABLE or op.namespace in ("prim", "profiler"):
@@ -92,7 +96,8 @@ def _make(op: Any) -> Recipe:
         return Recipe(op, Kind.WRITE, name, next(_numbers), written=written_arguments(op))
     if name in RULES:
         kind = Kind.VIEW if _is_view(op) else Kind.NODE
-        return Recipe(op, kind, name, next(_numbers), frozenset((1,)) if name in _LIFTED else frozenset())
+        lifted = frozenset((1,)) if name in _LIFTED else frozenset()
+        return Recipe(op, kind, name, next(_numbers), lifted, is_plain=not name.startswith("aten.index"))
     body = BODIES.get(op) or decompositions(frozenset(RULES)).get(op)
     if body is None and private.can_decompose(op):
         body = op.decompose

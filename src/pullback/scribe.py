@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from . import torch_private as private
 from .errors import RecordError
 from .geometry import Reshape, Select, Slice, lie_of
-from .history import History, Place, Ref, Slot, Step, exact, ref, refs_in
+from .history import REFS, History, Place, Ref, Slot, Step, exact, note_refs, ref, refs_in
 from .provenance import describe, is_users
 from .recipes import Recipe, recipe_of
 from .recording import unsupported_kind
@@ -20,6 +21,9 @@ from .torch_private import count_writes
 
 ATEN = torch.ops.aten
 NOWHERE = Place(None, 0)
+CONTINUOUS = frozenset(
+    (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex32, torch.complex64, torch.complex128)
+)
 EXACT = (torch.float32, torch.float64)  # dtypes in which a Python number and a tensor of it are the same operand
 ALIAS, VIEW, INDEX = recipe_of(ATEN.alias.default), recipe_of(ATEN.view.default), recipe_of(ATEN.index.Tensor)
 SELECT, SLICE = recipe_of(ATEN.select.int), recipe_of(ATEN.slice.Tensor)
@@ -60,9 +64,10 @@ class Scribe:
 
     def is_active(self, args: Any) -> bool:
         """Whether anything among arguments has a derivative."""
+        bindings = self.history.bindings
         for argument in args:
             if isinstance(argument, Tensor):
-                if self.slot_of(argument) is not None:
+                if id(argument) in bindings or self.slot_of(argument) is not None:
                     return True
             elif type(argument) in (list, tuple) and self.is_active(argument):
                 return True
@@ -124,18 +129,78 @@ class Scribe:
 
     # ------------------------------------------------------------ operands
 
+    def plain_references(self, args: tuple[Any, ...]) -> list[Any] | None:
+        """As `references`, in one go for a call without lists of tensors; empty where nothing has a derivative.
+
+        None for a call with such lists.
+        """
+        bindings, found, is_active, constants = self.history.bindings, [], False, False
+        for argument in args:
+            kind = type(argument)
+            if kind is Tensor or kind is Parameter:
+                slot = bindings.get(id(argument)) or self.slot_of(argument)
+                if slot is None:
+                    constants = True
+                    found.append(argument)
+                    continue
+                is_active = True
+                if slot.root is not None or slot.version != count_writes(argument):
+                    self.renew(slot)
+                found.append(REFS[slot.value] if slot.value < len(REFS) else ref(slot.value))
+            elif kind is list or kind is tuple:
+                if argument and type(argument[0]) is not int:
+                    return None
+                found.append(tuple(argument))
+            elif isinstance(argument, Tensor):
+                return None
+            else:
+                found.append(argument)
+        if not is_active:
+            return []
+        return [ref(self.constant(a)) if isinstance(a, Tensor) else a for a in found] if constants else found
+
+    def record_plain(self, recipe: Recipe, references: list[Any], args: tuple[Any, ...], result: Any) -> None:
+        """As `record`, for such a call of an operator whose results are no views."""
+        if recipe.lifted:
+            self.lift(recipe, references, args)
+        operands = tuple(references)
+        if type(result) is not Tensor or recipe.results:
+            return self.record(recipe, operands, (), result, None)
+        history = self.history
+        tensors, kind, version = history.tensors, (result.dtype, result.shape, result.device), count_writes(result)
+        index, number, written = len(tensors), len(history.steps), len(history.writes)
+        tensors.append(result)
+        history.versions.append(version)
+        history.types.append(kind)
+        history.written.append(written)
+        history.producers.append(number)
+        slots = history.bindings if kind[0] in CONTINUOUS else history.constants
+        slots[id(result)] = Slot(result, index, version, written)
+        inputs = tuple([a.index for a in operands if type(a) is Ref])
+        step = Step(recipe.name, operands, (), inputs, (index,), here())
+        history.steps.append(step)
+        history.keys.append((recipe.number, exact(operands), (), kind[1]))
+        step.key_end = len(history.keys)
+        return None
+
+    def lift(self, recipe: Recipe, references: list[Any], args: Any) -> None:
+        """Let Python numbers be inputs, where the recipe says so."""
+        for place in recipe.lifted:
+            if place < len(args) and _is_exact(args[place], args[0]):
+                references[place] = ref(self.history.number(args[place], args[0].dtype))
+
     def references(self, recipe: Recipe | None, args: Any) -> tuple[Any, ...]:
         """Arguments with a `Ref` in place of each tensor, and of each number that is to be an input."""
         found: list[Any] = []
-        for place, argument in enumerate(args):
+        for argument in args:
             if isinstance(argument, Tensor):
                 found.append(self.read(argument))
             elif type(argument) in (list, tuple):
                 found.append(self.references(None, argument) if argument else ())
-            elif recipe is not None and place in recipe.lifted and _is_exact(argument, args[0]):
-                found.append(ref(self.history.number(argument, args[0].dtype)))
             else:
                 found.append(argument)
+        if recipe is not None and recipe.lifted:
+            self.lift(recipe, found, args)
         return tuple(found)
 
     def keywords(self, kwargs: dict[str, Any]) -> Keywords:
@@ -144,13 +209,10 @@ class Scribe:
 
     def read(self, tensor: Tensor) -> Ref:
         """The value that a tensor holds now."""
-        slot = self.slot_of(tensor)
+        slot = self.history.bindings.get(id(tensor)) or self.slot_of(tensor)
         if slot is None:
             return ref(self.constant(tensor))
-        if slot.root is not None and slot.epoch != slot.root.epoch:
-            self.follow(slot)
-        elif slot.version != count_writes(tensor):
-            self.keep(slot)
+        self.renew(slot)
         return ref(slot.value)
 
     def constant(self, tensor: Tensor) -> int:
@@ -182,16 +244,19 @@ class Scribe:
         history = self.history
         version = count_writes(tensor if root is None or THREAD.depth else root.tensor)
         index = history.define(tensor, version, (tensor.dtype, tensor.shape, tensor.device), len(history.steps))
-        slots = history.bindings if tensor.is_floating_point() or tensor.is_complex() else history.constants
+        slots = history.bindings if history.is_continuous(index) else history.constants
         slots[id(tensor)] = Slot(tensor, index, version, len(history.writes), root)
         return index
 
     def step(self, recipe: Recipe, args: tuple[Any, ...], kwargs: Keywords, outputs: Sequence[int | None]) -> Step:
         """Write down a call whose results are values already."""
-        if recipe.name.endswith("legit_functional.default"):  # it has two results more that only capture sees
-            outputs = (*outputs, *[None] * (5 - len(outputs)))
-        inputs = tuple([r.index for r in refs_in(args)] + [r.index for _, a in kwargs for r in refs_in(a)])
-        step = Step(recipe.name, args, kwargs, inputs, tuple(outputs), here())
+        if recipe.results:
+            outputs = (*outputs, *[None] * (recipe.results - len(outputs)))
+        inputs: list[int] = []
+        note_refs(args, inputs)
+        for _, argument in kwargs:
+            note_refs((argument,), inputs)
+        step = Step(recipe.name, args, kwargs, tuple(inputs), tuple(outputs), here())
         self.history.add(step, (recipe.number, exact(args), exact(kwargs) if kwargs else ()))
         return step
 
@@ -211,6 +276,13 @@ class Scribe:
         return index
 
     # ------------------------------------------------------------ after a change in place
+
+    def renew(self, slot: Slot) -> None:
+        """Give a tensor a new value, if its memory was written to since it got the one that it has."""
+        if slot.root is not None and slot.epoch != slot.root.epoch:
+            self.follow(slot)
+        elif slot.version != count_writes(slot.tensor):
+            self.keep(slot)
 
     def follow(self, slot: Slot) -> None:
         """Read a view's value off its root again, since something was written into the root."""

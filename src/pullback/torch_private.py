@@ -6,7 +6,7 @@ are loaded by `import torch` itself, so that looking them up costs nothing.
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -178,10 +178,10 @@ def version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else int(tensor._version)
 
 
-def gradient_hooks(tensor: Tensor) -> tuple[list[Any], list[Any]]:
+def gradient_hooks(tensor: Tensor) -> tuple[Sequence[Any], Sequence[Any]]:
     """The hooks of a leaf: those before its gradient is accumulated, and those after."""
     before, after = tensor._backward_hooks, tensor._post_accumulate_grad_hooks
-    return list(before.values()) if before else [], list(after.values()) if after else []
+    return tuple(before.values()) if before else (), tuple(after.values()) if after else ()
 
 
 def is_fake(tensor: Tensor) -> bool:
