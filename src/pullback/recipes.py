@@ -77,7 +77,7 @@ def recipe_of(op: Any) -> Recipe:
 
 def forget_recipes() -> None:
     """Make all recipes anew: there is another rule."""
-    _TABLE.clear()
+    RECIPES.clear()
     functional.cache_clear()
 
 

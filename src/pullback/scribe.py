@@ -92,7 +92,8 @@ class Scribe:
                 f"thread ({tensor.grad_fn.name()}): what it was computed from would get no derivative",
                 "Compute it in the block and in its thread, or detach() it.",
             )
-        return self.history.leaf(_checked(tensor), other_tape_of(tensor) is None)  # else an outer record's result
+        is_leaf = len(THREAD.tapes) < 2 or other_tape_of(tensor) is None  # else it is a result of an outer record
+        return self.history.leaf(_checked(tensor), is_leaf)
 
     def bind_view(self, tensor: Tensor, root: Slot) -> Slot:
         """A slot for a view that was not recorded as one; its value is read when it is needed."""

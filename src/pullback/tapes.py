@@ -55,8 +55,6 @@ def was_recorded(tensor: Any) -> bool:
 
 def other_tape_of(tensor: Any) -> Any:
     """The record in progress in which a tensor is an intermediate result; None if there is none."""
-    if len(THREAD.tapes) < 2:
-        return None
     for tape in THREAD.tapes:
         slot = tape.history.bindings.get(id(tensor))
         if slot is not None and not slot.is_leaf:
