@@ -271,6 +271,9 @@ R = torch.tensor([[0.3, -0.7], [1.1, 0.5]], dtype=torch.float64)
 PROGRAMS: dict[str, Callable[[Tensor], Tensor]] = {
     "real between": lambda z: ((z.real * W) @ z.conj()).angle().sum(),
     "complex between": lambda z: (torch.view_as_complex(torch.view_as_real(z).sin()).exp() * W).abs().log().sum(),
+    "covariance": lambda z: (torch.cov(z) * W).real.sum() + torch.corrcoef(z.exp()).abs().sum(),
+    "short-time transform": lambda z: torch.stft(z.reshape(-1), 2, return_complex=True, onesided=False).abs().sum(),
+    "filtered": lambda z: (torch.fft.irfft2(torch.fft.fft2(z) * W, s=(2, 3)) ** 2).sum(),
     "adjoint": lambda z: (z.mH @ z * W).real.sum(),
     "holomorphic": lambda z: (z @ W @ z).exp().imag.sum(),
     "lazily conjugated": lambda z: (z.conj() * z.sin().conj()).imag.mul(R).sum(),

@@ -39,16 +39,20 @@ def cov(
     input: Tensor, *, correction: int = 1, fweights: Tensor | None = None, aweights: Tensor | None = None
 ) -> Tensor:
     """As `torch.cov`, without its warning and without its look at the signs of the weights."""
-    if input.dim() > 2 or not input.is_floating_point():
+    if input.dim() > 2 or not (input.is_floating_point() or input.is_complex()):
         return torch.cov(input, correction=correction, fweights=fweights, aweights=aweights)
     x = input if input.dim() == 2 else input.reshape(1, -1)
     given = [w for w in (fweights, aweights) if w is not None]
-    weights = given[0] * given[-1] if len(given) == 2 else given[0] if given else torch.ones_like(x[0])
+    weights = given[0] * given[-1] if len(given) == 2 else given[0] if given else torch.ones_like(_real(x[0]))
     total = weights.sum()
     centred = x - (x * weights).sum(1, keepdim=True) / total
     lost = 1 if aweights is None else (weights * aweights).sum() / total
     freedom = (total - correction * lost).clamp_min(0)
-    return ((centred * weights) @ centred.t() / freedom).squeeze()
+    return ((centred * weights) @ centred.t().conj() / freedom).squeeze()
+
+
+def _real(x: Tensor) -> Tensor:
+    return x.real if x.is_complex() else x
 
 
 def corrcoef(input: Tensor) -> Tensor:
@@ -56,8 +60,11 @@ def corrcoef(input: Tensor) -> Tensor:
     covariance = cov(input)
     if covariance.dim() == 0:
         return covariance / covariance
-    deviation = covariance.diagonal().sqrt()
-    return (covariance / deviation[:, None] / deviation).clamp(-1, 1)
+    deviation = _real(covariance.diagonal()).sqrt()
+    correlation = covariance / deviation[:, None] / deviation
+    if correlation.is_complex():
+        return torch.complex(correlation.real.clamp(-1, 1), correlation.imag.clamp(-1, 1))
+    return correlation.clamp(-1, 1)
 
 
 def lstsq(A: Tensor, B: Tensor, rcond: float | None = None, *, driver: str | None = None) -> Any:
@@ -65,7 +72,7 @@ def lstsq(A: Tensor, B: Tensor, rcond: float | None = None, *, driver: str | Non
     is_vector = B.dim() == 1 or (B.dim() == A.dim() - 1 and B.shape == A.shape[:-1])
     right = B.unsqueeze(-1) if is_vector else B
     solution = torch.linalg.pinv(A, rtol=rcond) @ right
-    residuals = solution.new_zeros(0)
+    residuals = solution.new_zeros(0).abs()
     driver = driver or ("gelsy" if A.device.type == "cpu" else "gels")
     if A.shape[-2] > A.shape[-1] and driver != "gelsy":
         rest = A @ solution - right

@@ -88,17 +88,27 @@ _OVERLOADED = """
 fill.Tensor add.Tensor sub.Tensor add.Scalar sub.Scalar rsub.Scalar rsub.Tensor mul.Tensor mul.Scalar div.Tensor
 div.Scalar pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar lerp.Scalar lerp.Tensor where.self where.ScalarSelf
 where.ScalarOther masked_fill.Scalar masked_fill.Tensor
-mean.default mean.dim var.correction var_mean.correction std.correction std_mean.correction linalg_vector_norm.default
+logsumexp.default logcumsumexp.default mean.default mean.dim var.correction var_mean.correction std.correction
+std_mean.correction linalg_vector_norm.default
 prod.default prod.dim_int cumsum.default cumprod.default
 addmm.default addmv.default addr.default baddbmm.default addbmm.default
 index_put.default _unsafe_index_put.default put.default masked_scatter.default scatter.src scatter.value
 scatter_add.default index_add.default index_copy.default index_fill.int_Scalar index_fill.int_Tensor
 slice_scatter.default select_scatter.default diagonal_scatter.default
+dist.default ldexp.Tensor im2col.default col2im.default
 """
+_PADDINGS = [
+    f"{kind}_pad{rank}d{way}"
+    for kind in ("reflection", "replication")
+    for rank in (1, 2)
+    for way in ("", "_backward")
+]
 
 # Entries of other tables whose formulas hold for complex operands, which the tests check with such ones.
 HOLD_FOR_COMPLEX = frozenset(
-    {f"aten.{op}.default" for op in _POINTWISE.split()} | {f"aten.{op}" for op in _OVERLOADED.split()} | RULES.keys()
+    {f"aten.{op}.default" for op in (*_POINTWISE.split(), *_PADDINGS)}
+    | {f"aten.{op}" for op in _OVERLOADED.split()}
+    | RULES.keys()
 )
 
 __all__ = ["CONSTANT_FOR_REALS", "HOLD_FOR_COMPLEX", "RULES"]
