@@ -25,6 +25,7 @@ from pullback.rules.edges import edges_of, local_jacobian
 from pullback.stages import Edge
 from pullback.terms import Chain, Jac, Kernel
 from pullback.torch_private import overload
+from pullback.verification import verify
 from support import reference
 
 NOT_FOR_PYTORCH = re.compile("is not implemented|an invalid gradient|does not support automatic differentiation")
@@ -272,7 +273,7 @@ PROGRAMS: dict[str, Callable[[Tensor], Tensor]] = {
     "real between": lambda z: ((z.real * W) @ z.conj()).angle().sum(),
     "complex between": lambda z: (torch.view_as_complex(torch.view_as_real(z).sin()).exp() * W).abs().log().sum(),
     "covariance": lambda z: (torch.cov(z) * W).real.sum() + torch.corrcoef(z.exp()).abs().sum(),
-    "short-time transform": lambda z: torch.stft(z.reshape(-1), 2, return_complex=True, onesided=False).abs().sum(),
+    "short-time transform": lambda z: torch.stft(z.view(-1), 2, 1, return_complex=True, onesided=False).abs().sum(),
     "filtered": lambda z: (torch.fft.irfft2(torch.fft.fft2(z) * W, s=(2, 3)) ** 2).sum(),
     "adjoint": lambda z: (z.mH @ z * W).real.sum(),
     "holomorphic": lambda z: (z @ W @ z).exp().imag.sum(),
@@ -319,6 +320,36 @@ def test_a_complex_cotangent_through_a_kernel_on_real_numbers() -> None:
 
     ours = pullback.jacobian(f, order="reverse")(image)
     close(ours, pullback.jacobian(lambda x: torch.nn.functional.conv2d(x, weight))(image) * (1 + 2j))
+
+
+def test_the_graph_is_walked_by_hand() -> None:
+    f = PROGRAMS["lazily conjugated"]
+    graph = pullback.trace(f, Z)
+    values = graph.forward(Z)
+    close(graph.backward(values)["z"], pullback.grad(f)(Z))
+    local = graph.local_jacobian(next(e for e in graph.edges if "conj" in e.node.op), values)
+    assert local.dense is None
+    assert "∂z*[i,j] = 1" in local.formula
+
+
+def test_complex_numbers_are_not_verified() -> None:
+    with pytest.raises(ArgumentError, match="not verified yet"):
+        verify(pullback.grad(PROGRAMS["adjoint"]), Z)
+
+
+def test_records_and_autograd_around_a_gradient() -> None:
+    f = PROGRAMS["holomorphic"]
+    z = Z.clone().requires_grad_()
+    with pullback.record() as tape:
+        loss = f(z)
+    tape.backward(loss)
+    close(z.grad, pullback.grad(f)(Z))
+    beside = pullback.grad(f)(z)  # beside autograd, whose backward reaches through it
+    with reference():
+        (ours,) = torch.autograd.grad((beside.conj() * W).real.sum(), z)
+        (gradient,) = torch.autograd.grad(f(z), z, create_graph=True)
+        (theirs,) = torch.autograd.grad((gradient.conj() * W).real.sum(), z)
+    close(ours, theirs)
 
 
 def test_jacobians_between_complex_tensors_are_refused() -> None:

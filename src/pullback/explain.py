@@ -21,7 +21,7 @@ from .notation import formula, structure
 from .rules import RULES
 from .rules.edges import edges_of, holds_for_complex, local_jacobian
 from .stages import Edge
-from .terms import Jac
+from .terms import Jac, is_antilinear
 from .torch_private import tree_flatten
 
 WIDEST = 40  # characters; cells of the printed table that are longer push the rest of their line aside
@@ -31,12 +31,12 @@ WIDEST = 40  # characters; cells of the printed table that are longer push the r
 class LocalJacobian:
     """The Jacobian on one edge.
 
-    dense: all of it, of shape target + source.
+    dense: all of it, of shape target + source; None where it multiplies the conjugate of what comes in.
     formula: the entries that can be other than zero, as text.
     structure: where these lie, in words.
     """
 
-    dense: torch.Tensor
+    dense: torch.Tensor | None
     formula: str
     structure: str
 
@@ -136,7 +136,7 @@ class TracedGraph(Graph):
         """
         with torch.no_grad():
             jac, extended, nodes = self._edge(edge, self._by_value(values))
-            whole = dense(jac, extended)
+            whole = None if is_antilinear(jac) else dense(jac, extended)
         return LocalJacobian(whole, formula(jac, edge.target, edge.source, nodes), structure(jac))
 
     def _edge(

@@ -188,6 +188,14 @@ def linear_where_real(part: Term, out_dtype: str, in_dtype: str) -> Term:
     return part if out_dtype in COMPLEX else conjugate(part)
 
 
+def is_antilinear(jac: Jac) -> bool:
+    """Whether a Jacobian multiplies the conjugate of what comes in, so that no array of numbers stands for it."""
+    return any(
+        part.antilinear if isinstance(part, Term) else isinstance(part, Chain) and any(map(is_antilinear, part.factors))
+        for part in jac.parts
+    )
+
+
 def normalised(jac: Jac) -> Jac:
     """The same Jacobian without antilinear terms, where either side is real."""
     if not any(isinstance(part, Term) and part.antilinear for part in jac.parts):

@@ -22,7 +22,7 @@ from .derivatives import CapturedCall, Gradient, Jacobian
 from .differences import Point, floating_outputs, largest, point_at, random_direction, slope
 from .emit.python import Program
 from .errors import ArgumentError, VerificationError
-from .graph import Graph, Node, Value, values_in
+from .graph import COMPLEX, Graph, Node, Value, values_in
 from .rules import RULES
 from .signature import Entry
 from .titles import title
@@ -147,6 +147,7 @@ class _Evidence:
     def of(cls, transform: Transform, args: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> "_Evidence":
         call = captured_call(transform.f, args, kwargs)
         sources, outputs = _differentiated(transform, call)
+        _refuse_complex(call)
         inputs = [t.detach().clone() for t in flat_tensors(call.captured, args, kwargs)]
         point = point_at(call.captured.graph, inputs)
         fuse = isinstance(transform.kind, Gradient)
@@ -210,6 +211,17 @@ def _differentiated(transform: Transform, call: CapturedCall) -> tuple[tuple[Val
     assert isinstance(kind, (Gradient, Jacobian))
     _, _, count = call.result(kind.has_aux, 0)
     return call.sources(kind.argnums), call.tensor_outputs(count)
+
+
+def _refuse_complex(call: CapturedCall) -> None:
+    """Probes move real numbers, and inner products are those of real numbers."""
+    for node in call.captured.graph.nodes:
+        for value in (*node.inputs, *node.results):
+            if value.dtype in COMPLEX:
+                raise ArgumentError(
+                    f"{call.title} holds {value.name!r}, which is {value.type}{call.line_of(value)}: complex numbers "
+                    "are not verified yet; compare with difference quotients of your own"
+                )
 
 
 def _along(jacobian: Tensor, source: Value, direction: Tensor) -> Tensor:
