@@ -61,6 +61,7 @@ disable_functionalization: Callable[..., Any] = _private("torch:_disable_functio
 to_functional: Callable[[Tensor], Tensor] = _private("torch:_to_functional_tensor")
 from_functional: Callable[[Tensor], Tensor] = _private("torch:_from_functional_tensor")
 sync: Callable[[Tensor], None] = _private("torch:_sync")
+is_batched_by_autograd: Callable[[Tensor], bool] = _private("torch._C._functorch:is_legacy_batchedtensor")
 is_functorch_wrapped: Callable[[Tensor], bool] = _private("torch._C._functorch:is_functorch_wrapped_tensor")
 functorch_unwrap: Callable[[Tensor], Tensor] = _private("torch._C._functorch:get_unwrapped")
 DisableAutocast: Any = _private("torch._C:_DisableAutocast")
@@ -199,7 +200,9 @@ def has_dual_numbers() -> bool:
 
 def is_traced(tensor: Tensor) -> bool:
     """Whether a tensor belongs to a trace or transform in progress, so that its values cannot be read now."""
-    return is_fake(tensor) or isinstance(tensor, FunctionalTensor) or is_functorch_wrapped(tensor)
+    if is_functorch_wrapped(tensor) or is_batched_by_autograd(tensor):
+        return True
+    return is_fake(tensor) or isinstance(tensor, FunctionalTensor)
 
 
 def unwrapped(tensor: Tensor) -> Tensor:

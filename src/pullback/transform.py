@@ -81,7 +81,10 @@ class Transform:
                     return executable.finish(executable.run(*known))
                 for tensor in known:
                     if tensor.requires_grad:
-                        return run(last, known)
+                        if executable.as_node is not None:
+                            return run(last, known)
+                        executable.check_recorded(known)
+                        break
                 set_grad_enabled(False)
                 try:
                     return executable.finish(executable.run(*known))
