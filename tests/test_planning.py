@@ -15,7 +15,8 @@ import pullback
 from published import PUBLISHED
 from pullback import calibration
 from pullback.cost import shipped_model
-from pullback.graph import Value
+from pullback.emit.prediction import predicted_seconds
+from pullback.graph import Graph, Node, Value
 from pullback.index import fresh, of_label, plain_axes
 from pullback.planner.chains import Chain, blocks_of
 from pullback.planner.search import Found, search
@@ -286,6 +287,14 @@ def test_predicted_bytes_are_those_of_the_values_that_are_alive() -> None:
     assert 8_000 <= plan.peak_bytes <= 4 * 8_000
     assert pullback.grad(lambda x: (x.sin() * 2).sum()).plan(torch.ones(10, dtype=FLOAT)).peak_bytes < 1_000
     assert 0 < plan.seconds < 1e-3
+
+
+def test_an_operator_that_is_mapped_over_rows_costs_what_mapping_does() -> None:
+    """A kernel without batches is called by vmap: that is no view, even where the operator is one."""
+    model = shipped_model("cpu", "float32")
+    operand, result = Value("x", (3, 4), "float32"), Value("y", (3, 4), "float32")
+    node = Node("batched", ("aten.view.default", (), (), 1, operand), (), (result,))
+    assert predicted_seconds(Graph((operand,), (node,), (result,)), model) > 20 * model.launch
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ _BYTES = {
     "bfloat16": 2,
     "float16": 2,
 }
+MAPPED = 40  # launches that mapping an operator over an axis by `vmap` takes
 _PRODUCTS = frozenset("mm bmm addmm baddbmm mv dot addmv".split())
 
 
@@ -33,6 +34,8 @@ def predicted_seconds(graph: Graph, model: CostModel) -> float:
 
 
 def _seconds(node: Node, model: CostModel) -> float:
+    if node.op == "batched":
+        return MAPPED * model.launch + model.entry * sum(v.size for v in (*node.inputs, *node.results))
     if shares_memory_with(node) is not None:
         return model.view
     name = node.op.split(".")[1] if "." in node.op else node.op
