@@ -30,6 +30,7 @@ from support import reference
 
 X = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
 SCALE, LIST, WORD = 2.0, [1.0, [2.0]], "sin"
+CACHED_SCALE = 2.0  # changed only together with the cache of what reads it
 
 
 @pytest.fixture
@@ -403,12 +404,12 @@ def a_partial() -> World:
 
 @functools.cache
 def cached_scale() -> float:
-    return SCALE
+    return CACHED_SCALE
 
 
 def a_cached_function() -> World:
     cached_scale.cache_clear()
-    change, undo = attribute(sys.modules[__name__], "SCALE", 3.0)
+    change, undo = attribute(sys.modules[__name__], "CACHED_SCALE", 3.0)
     clear = cached_scale.cache_clear
     return World(scaled(lambda: cached_scale()), lambda: (change(), clear()), lambda: (undo(), clear()))
 

@@ -24,7 +24,7 @@ from .guards import is_transforming
 from .provenance import describe
 from .purity import Pure, as_before, pure, refuse, refuse_once_differentiable
 from .recording import is_tracing
-from .structure import Leaf, Structure, rebuilder
+from .structure import Structure, is_leaf, rebuilder
 from .torch_private import tree_flatten, version
 
 Run = Callable[..., Any]
@@ -255,7 +255,7 @@ def _check_seeds(given: Any, structure: Structure, values: Sequence[Value], what
     """The leaves of the cotangents or tangents, which must have the structure, shapes and dtypes of some values."""
     like = "output" if what == "cotangent" else "primals"
     flat, spec = tree_flatten(given)
-    _, wanted = tree_flatten(structure, is_leaf=lambda x: isinstance(x, Leaf))
+    _, wanted = tree_flatten(structure, is_leaf=is_leaf)
     if spec != wanted:
         raise ArgumentError(f"the {what}s of {title} must have the structure of its {like}, {wanted}; not {spec}")
     for k, (tensor, value) in enumerate(zip(flat, values, strict=True)):

@@ -29,7 +29,7 @@ from .errors import ArgumentError, CaptureError, ShapeError
 from .graph import Graph, Value
 from .provenance import describe
 from .purity import depending
-from .structure import Leaf, Structure, numbered, rebuilder
+from .structure import Leaf, Structure, is_leaf, numbered, rebuilder
 from .torch_private import tree_flatten, tree_unflatten
 
 Argnums = int | tuple[int, ...]
@@ -306,7 +306,7 @@ class Jacobian:
 
     def _structure(self, call: CapturedCall, output: Structure, count: int, width: int) -> Structure:
         """The outputs' structure with the arguments' structure in each leaf."""
-        _, spec = tree_flatten(output, is_leaf=lambda x: isinstance(x, Leaf))
+        _, spec = tree_flatten(output, is_leaf=is_leaf)
         blocks = [call.structure(self.argnums, k * width) for k in range(count)]
         return tree_unflatten(blocks, spec)
 

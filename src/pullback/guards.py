@@ -129,7 +129,7 @@ class Script:
     def _compile(self, name: str, source: str) -> Any:
         namespace = dict(self.names)
         exec(compile(source, "<pullback guards>", "exec"), namespace)
-        return namespace[name]
+        return namespace.pop(name)  # else the function and its globals would hold each other
 
 
 def _function(name: str, lines: list[str], otherwise: str) -> str:

@@ -2,8 +2,9 @@
 
 It would be a constant of the program, so it is refused where it is seen while the function is captured.  A source of
 random numbers has a state, which is compared before and after; only when it differs, the function is run again, line
-by line, to find out where.  The other sources are calls.  They are watched, by Python's profiling hook of this thread,
-only if the function's code contains a name that one of them goes by, because the hook makes a capture slower.
+by line, to find out where, and whether it was not another thread that drew.  The other sources are calls.  They are
+watched, by Python's profiling hook of this thread, only if the function's code contains a name that one of them goes
+by, because the hook makes a capture slower.
 """
 
 import builtins
@@ -12,19 +13,19 @@ import os
 import pickle
 import random
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, TypeVar
 
 import numpy
 import torch
 
-from .namespaces import is_library_file
+from .namespaces import attribute_names, is_library_file
 from .provenance import is_users, refusal, source_at
-from .torch_private import disable_current_modes, disable_function_modes
 
 Result = TypeVar("Result")
 
@@ -38,30 +39,22 @@ SEEDS = "Seed outside of the function: a program draws its random numbers from w
 
 @dataclass(frozen=True)
 class Source:
-    """A generator of random numbers: what it is called, how its state is read and put back, and the way out."""
+    """A generator of random numbers: what it is called, and how its state is read and put back."""
 
     text: str
     read: Callable[[], Any]
     write: Callable[[Any], Any]
-    way_out: str = DRAWS
 
 
 def _own_sources() -> list[Source]:
     found = [Source("Python's random numbers", random.getstate, random.setstate)]
     if "numpy.random" in sys.modules:
         found.append(Source("NumPy's random numbers", _read_numpy, numpy.random.set_state))
-    generator = torch.default_generator
-    found.append(Source("the seed of PyTorch's random numbers", _read_torch, generator.set_state, SEEDS))
     return found
 
 
 def _read_numpy() -> Any:
     return numpy.random.get_state()  # noqa: NPY002
-
-
-def _read_torch() -> Any:
-    with disable_current_modes(), disable_function_modes():
-        return torch.default_generator.get_state()
 
 
 def source_of_generator(generator: Any, text: str) -> Source:
@@ -73,9 +66,6 @@ def source_of_generator(generator: Any, text: str) -> Source:
 
 
 def _differ(before: Any, after: Any) -> bool:
-    if isinstance(before, torch.Tensor):
-        with disable_current_modes(), disable_function_modes():
-            return not torch.equal(before, after)
     return bool(pickle.dumps(before) != pickle.dumps(after)) if not _is_plain(before) else bool(before != after)
 
 
@@ -100,7 +90,7 @@ def capture_purely(work: Callable[[], Result], names: Set[str], generators: Iter
         result = work()
     for source, state in zip(sources, before, strict=True):
         if _differ(state, source.read()):
-            raise _drawn(source, state, work)
+            _refuse_draws(source, state, work)
     return result
 
 
@@ -111,42 +101,59 @@ def _has_state(generator: Any) -> bool:
 # The line that draws -------------------------------------------------------------------------------------------------
 
 
-class _Found(BaseException):
-    """The line that draws has been passed."""
+RUNS = 3
+Line = tuple[str, int, str]  # file, number, function
 
 
-def _drawn(source: Source, before: Any, work: Callable[[], Any]) -> Exception:
-    source.write(before)
-    line = _line_that_draws(source, before, work)
-    source.write(before)
-    doing = "seeds PyTorch's random numbers" if source.way_out is SEEDS else f"draws {source.text}"
-    return refusal(f"f {doing}, which a compiled program would not do again", source.way_out, line)
-
-
-def _line_that_draws(source: Source, before: Any, work: Callable[[], Any]) -> Any:
-    """Run the capture again, and stop at the first line of the user's after which the state differs."""
+def _refuse_draws(source: Source, before: Any, work: Callable[[], Any]) -> None:
+    """Raise CaptureError for the line that draws; where there are other threads, these may have drawn instead."""
+    alone = threading.active_count() == 1
+    lines: list[Line | None]
     if sys.gettrace() is not None:  # a debugger, or a measurement of coverage
-        return None
-    last: list[tuple[str, int, str]] = []
+        lines = [None] if alone else []
+    elif alone:
+        source.write(before)
+        lines = [*_lines_that_draw(source, work, _is_of_user), None]
+        source.write(before)
+    else:  # a line of ours draws each time it runs; that of another thread would have to meet the same line each time
+        first, *others = [_lines_that_draw(source, work, _may_draw) for _ in range(RUNS)]
+        lines = [line for line in first if all(line in other for other in others)]
+    if lines:
+        line = None if lines[0] is None else source_at(*lines[0])
+        raise refusal(f"f draws {source.text}, which a compiled program would not do again", DRAWS, line)
+
+
+def _is_of_user(code: CodeType) -> bool:
+    return is_users(code.co_filename)
+
+
+def _may_draw(code: CodeType) -> bool:
+    return is_users(code.co_filename) and bool(DRAWERS & attribute_names(code))
+
+
+def _lines_that_draw(source: Source, work: Callable[[], Any], chosen: Callable[[CodeType], bool]) -> list[Line]:
+    """Run the capture again, and find the lines, in the chosen code, after which the state differs."""
+    found: dict[Line, None] = {}
+    last: list[Any] = [None, source.read()]
 
     def on_line(frame: FrameType, event: str, _: Any) -> Any:
-        if last and _differ(before, source.read()):
-            raise _Found
-        last[:] = [(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)]
+        state = source.read()
+        if last[0] is not None and _differ(last[1], state):
+            found[last[0]] = None
+        last[:] = [(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name), state]
         return on_line
 
     def on_call(frame: FrameType, event: str, _: Any) -> Any:
-        return on_line if is_users(frame.f_code.co_filename) else None
+        return on_line if chosen(frame.f_code) else None
 
     sys.settrace(on_call)
     try:
         work()
-    except BaseException as error:
-        if not isinstance(error, (_Found, Exception)):
-            raise
+    except Exception:  # a function that draws may take another way each time
+        return list(found)
     finally:
         sys.settrace(None)
-    return source_at(*last[0]) if last else None
+    return list(found)
 
 
 # Calls ---------------------------------------------------------------------------------------------------------------
@@ -165,6 +172,12 @@ FILES = frozenset({builtins.open, os.open, os.listdir, os.scandir, os.stat, os.g
 DATES = ("now", "today", "utcnow")
 VARIABLES = frozenset({type(os.environ).__getitem__.__code__})
 SEEDERS = ("manual_seed", "seed", "set_state")
+DRAWERS = frozenset(
+    name
+    for owner in (random, numpy.random.Generator, numpy.random.RandomState)
+    for name in dir(owner)
+    if not name.startswith("_")
+)
 SUSPICIOUS = frozenset(
     {function.__name__ for function in CLOCKS | ENTROPY | FILES}
     | {*DATES, *SEEDERS, "environ", "getenv", "set_rng_state", "fork_rng", "SystemRandom", "read_text", "read_bytes"}
@@ -173,8 +186,9 @@ SUSPICIOUS = frozenset(
 )
 
 # Through these, a call is still the user's own; through any other file of a library, it is the library's.
+TORCH = (os.path.dirname(torch.__file__) + os.sep,)
 THIN = (
-    *("torch.random", "random", "uuid", "secrets", "datetime", "_pydatetime"),
+    *("random", "uuid", "secrets", "datetime", "_pydatetime"),
     *("os", "pathlib", "io", "codecs", "_collections_abc"),
 )
 _THIN_FILES = frozenset(
@@ -198,8 +212,8 @@ def _watched_calls(names: Set[str]) -> Iterator[None]:
 def _on_event(frame: FrameType, event: str, called: Any) -> None:
     if event == "c_call":
         reading = _reading(called, frame)
-        if reading and _is_called_by_user(frame):
-            seeding = called.__name__ in SEEDERS and isinstance(called.__self__, torch.Generator)
+        seeding = called.__name__ in SEEDERS and isinstance(called.__self__, torch.Generator)
+        if reading and _is_called_by_user(frame, TORCH if seeding else ()):
             raise refusal(f"f {reading}, which a compiled program would not do again", SEEDS if seeding else ARGUMENT)
     elif event == "call" and frame.f_code in VARIABLES and _is_called_by_user(frame.f_back):
         name = frame.f_locals.get("key")
@@ -222,7 +236,9 @@ def _reading(called: Any, frame: FrameType) -> str:
     return f"reads a file, or what surrounds the process ({name})" if called in FILES else ""
 
 
-def _is_called_by_user(frame: FrameType | None) -> bool:
-    while frame is not None and frame.f_code.co_filename in _THIN_FILES:
+def _is_called_by_user(frame: FrameType | None, through: tuple[str, ...] = ()) -> bool:
+    while frame is not None and (
+        frame.f_code.co_filename in _THIN_FILES or frame.f_code.co_filename.startswith(through or "\0")
+    ):
         frame = frame.f_back
     return frame is not None and not is_library_file(frame.f_code.co_filename)

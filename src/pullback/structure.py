@@ -17,6 +17,11 @@ class Leaf:
 Structure = Any
 
 
+def is_leaf(tree: Any) -> bool:
+    """Whether a part of a structure is the number of a flat result."""
+    return isinstance(tree, Leaf)
+
+
 def numbered(spec: Any, start: int = 0) -> Structure:
     """The pytree of a spec with a `Leaf` for every leaf, numbered from `start`."""
     return tree_unflatten([Leaf(start + k) for k in range(spec.num_leaves)], spec)
@@ -24,7 +29,7 @@ def numbered(spec: Any, start: int = 0) -> Structure:
 
 def positions_in(structure: Structure) -> list[int]:
     """The positions of the flat results that a structure is made of."""
-    leaves = tree_flatten(structure, is_leaf=lambda x: isinstance(x, Leaf))[0]
+    leaves = tree_flatten(structure, is_leaf=is_leaf)[0]
     return [leaf.position for leaf in leaves if isinstance(leaf, Leaf)]
 
 
@@ -36,7 +41,7 @@ def rebuilder(structure: Structure) -> Callable[[Sequence[Any]], Any]:
     constants: dict[str, Any] = {}
     source = _expression(structure, constants)
     if source is None:
-        leaves, spec = tree_flatten(structure, is_leaf=lambda x: isinstance(x, Leaf))
+        leaves, spec = tree_flatten(structure, is_leaf=is_leaf)
         order = [leaf.position if isinstance(leaf, Leaf) else leaf for leaf in leaves]
         chosen = [isinstance(leaf, Leaf) for leaf in leaves]
         return lambda r: tree_unflatten([r[o] if c else o for o, c in zip(order, chosen, strict=True)], spec)

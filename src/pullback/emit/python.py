@@ -97,7 +97,7 @@ def emit_python(
     file = f"<pullback program {next(_numbers)}: {name}>"
     # The header is text for readers: what it names is bound already, and operators by a callable that is quicker.
     exec(compile("\n" * len(header) + "\n".join(body), file, "exec"), writer.namespace)
-    run = writer.namespace[name]
+    run = writer.namespace.pop(name)  # else the function and its globals would hold each other
     linecache.cache[file] = (len(code), None, code.splitlines(keepends=True), file)
     weakref.finalize(run, linecache.cache.pop, file, None)
     return Program(run, code, graph, name)
