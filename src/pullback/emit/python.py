@@ -30,6 +30,7 @@ from ..torch_private import QUICKER, fast_overload
 from .aliases import protect_from_mutations
 from .builtins import BUILTINS, SPELLINGS, Call, facts, spell, with_defaults, without_defaults
 from .constants import constants
+from .namespace import without_cycles
 from .overlap import NoOverlap
 from .peepholes import rewrite
 from .reuse import reuse_memory
@@ -91,13 +92,12 @@ def emit_python(
         workspace = use_workspace(reused, frozenset(known), frozenset(old for old, _ in protected.mutations))
     writer = _Writer(workspace.graph, _identifier(name), known, workspace, returned=returned or {})
     writer.written = tuple(old for old, _ in protected.mutations) if plain else ()
-    name, body = writer.name, writer.body()
-    header = writer.header()
+    name, body, header = writer.name, writer.body(), writer.header()
     code = "\n".join([*header, *body, ""])
     file = f"<pullback program {next(_numbers)}: {name}>"
     # The header is text for readers: what it names is bound already, and operators by a callable that is quicker.
     exec(compile("\n" * len(header) + "\n".join(body), file, "exec"), writer.namespace)
-    run = writer.namespace.pop(name)  # else the function and its globals would hold each other
+    run = without_cycles(writer.namespace, name)
     linecache.cache[file] = (len(code), None, code.splitlines(keepends=True), file)
     weakref.finalize(run, linecache.cache.pop, file, None)
     return Program(run, code, graph, name)
