@@ -90,7 +90,7 @@ TRACES = [a_new_trace, a_refusal]
 
 
 def slope(work: Callable[[int], None], warm: int, count: int) -> float:
-    """Bytes that are kept for each call, once the caches are full: the least of three spans, since tables grow in leaps.
+    """Bytes that are kept for each call, once the caches are full; the least of three spans, as tables grow in leaps.
 
     PyTorch's own cache of fake results grows with the constants that it has seen; it is no memory of ours.
     """

@@ -6,6 +6,7 @@ are loaded by `import torch` itself, so that looking them up costs nothing.
 """
 
 import importlib
+import threading
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -95,8 +96,9 @@ QUICKER: dict[str, Callable[..., Any]] = {
     "aten._foreach_add_.List": _private("torch:_foreach_add_"),
 }
 
+OVERLOAD = ("_op", "_schema", "_can_decompose", "_get_dispatch", "_dispatch_cache")
 ATTRIBUTES: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "torch._ops:OpOverload": (torch.ops.aten.add.Tensor, ("_op", "_schema", "_can_decompose")),
+    "torch._ops:OpOverload": (torch.ops.aten.add.Tensor, OVERLOAD),
     "torch:Tensor": (Tensor, ("_version", "_base", "_backward_hooks", "_post_accumulate_grad_hooks")),
     "torch.autograd:forward_ad": (forward_ad, ("_current_level",)),
     "torch:UntypedStorage": (torch.UntypedStorage, ("_cdata",)),
@@ -115,6 +117,19 @@ def check_all() -> None:
 
 
 check_all()
+
+_DISPATCH_LOCK = threading.RLock()
+_find_kernel: Callable[..., Any] = OpOverload._get_dispatch
+
+
+def _find_kernel_once(op: Any, key: Any) -> Any:
+    """As PyTorch's own, which fails where two threads look for the kernel of one operator at the same time."""
+    with _DISPATCH_LOCK:
+        known = op._dispatch_cache.get(key)
+        return _find_kernel(op, key) if known is None else known
+
+
+OpOverload._get_dispatch = _find_kernel_once
 
 
 @cache
