@@ -255,3 +255,23 @@ def test_recurrent_networks_drop_what_they_drop_in_eager(network: Any, kwargs: d
         gradients = torch.autograd.grad(expected, list(leaves.values()))
     torch.testing.assert_close(value, expected.detach())
     assert_equal(list(gradient.values()), list(gradients))
+
+
+def test_a_tangent_that_is_left_out_is_left_out_even_if_it_is_not_finite() -> None:
+    """A mask is a choice, and no factor: 0 · ∞ is not a number."""
+    x, chosen = torch.tensor([0.0, 1.0]), torch.tensor([False, True])
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return torch.where(chosen, x.log(), 0.0)
+
+    assert pullback.jvp(f, (x,), (torch.ones(2),))[1].tolist() == [0.0, 1.0]
+
+
+def test_the_tangent_of_a_gather_from_a_flattened_tensor_stays_a_tangent() -> None:
+    x, index = torch.randn(2, 3, 4, 5), torch.randint(60, (2, 7))
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(2, -1).gather(1, index)
+
+    tangent = torch.randn_like(x)
+    assert torch.equal(pullback.jvp(f, (x,), (tangent,))[1], f(tangent))

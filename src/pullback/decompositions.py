@@ -135,6 +135,8 @@ def segment_reduce(
     segment = torch.searchsorted(ends.contiguous(), numbers.to(ends.dtype), right=True)
     trailing = (1,) * (data.dim() - axis - 1)
     index = segment.reshape(*segment.shape, *trailing).expand(data.shape)
+    beyond, last = index >= lengths.shape[axis], max(lengths.shape[axis] - 1, 0)  # what belongs to no segment
+    data, index = torch.where(beyond, NEUTRAL[reduce], data), index.clamp_max(last)
     start = NEUTRAL[reduce] if initial is None else initial
     shape = (*lengths.shape, *data.shape[axis + 1 :])
     before = torch.full(shape, start, dtype=data.dtype, device=data.device)

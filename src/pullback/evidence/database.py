@@ -76,6 +76,12 @@ def examples(name: str, dtype: torch.dtype, limit: int | None = None) -> Iterato
             yield example_of(op, sample)
 
 
+def count(name: str, dtype: torch.dtype) -> int:
+    """How many samples of an operator there are."""
+    torch.manual_seed(crc32(name.encode()))
+    return sum(1 for _ in operators()[name].sample_inputs("cpu", dtype, requires_grad=True))
+
+
 def example_of(op: Any, sample: Any) -> Example:
     """A sample as a function of those of its tensors that require a gradient."""
     leaves, spec = tree_flatten((sample.input, sample.args, sample.kwargs))

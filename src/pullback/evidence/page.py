@@ -19,13 +19,13 @@ HEAD = """# Every operator of PyTorch's database
 
 Written by `pullback ops --write docs/operators.md`; not edited by hand.
 
-Every differentiable operator of PyTorch's own test database that a CPU can run, on all of its samples, all
-differentiable inputs at once: our values and our derivatives along random directions, captured by tracing, beside those
-of `torch.autograd` (forward mode where PyTorch has it, else the derivative of its backward), and one sample of each
-beside central differences. Second order is the derivative of the gradient of ⟨u, f(x)⟩ along a direction; the last
-column is the VJP by `pullback.record`. An operator passes if every sample does; one refusal counts as a refusal of the
-operator. Numbers agree if |a − b| ≤ {tolerance:g} · (1 + |b|), for difference quotients {differences:g}; a dash stands
-where PyTorch itself has no derivative to compare with.
+Every differentiable operator of PyTorch's own test database that a CPU can run, on as many of its samples as its row
+says, all differentiable inputs at once: our values and our derivatives along random directions, captured by tracing,
+beside those of `torch.autograd` (forward mode where PyTorch has it, else the derivative of its backward), and one
+sample of each beside central differences. Second order is the derivative of the gradient of ⟨u, f(x)⟩ along a
+direction; the last column is the VJP by `pullback.record`. An operator passes if every sample does; one refusal counts
+as a refusal of the operator. Numbers agree if |a − b| ≤ {tolerance:g} · (1 + |b|), for difference quotients
+{differences:g}; a dash stands where PyTorch itself has no derivative to compare with.
 """
 
 
@@ -48,8 +48,8 @@ def summaries(rows: Sequence[Row]) -> list[str]:
 
 def summary(rows: Sequence[Row], dtype: str) -> str:
     """The figures of one dtype."""
-    samples = sum(row.samples for row in rows)
-    lines = [f"## {dtype}: {len(rows)} operators, {samples:,} samples\n"]
+    samples, available = sum(row.samples for row in rows), sum(row.available for row in rows)
+    lines = [f"## {dtype}: {len(rows)} operators, {samples:,} of {available:,} samples\n"]
     lines += ["| | " + " | ".join(MARKS.values()) + " |", "|---" * (len(MARKS) + 1) + "|"]
     for k, derivative in enumerate(DERIVATIVES):
         counts = [sum(row.outcomes[k].status == status for row in rows) for status in MARKS]
@@ -101,12 +101,16 @@ def line(row: Row) -> str:
         MARKS[o.status] + (f" ({n} of {row.samples})" if o.status > Status.UNSUPPORTED and n < row.samples else "")
         for o, n in zip(row.outcomes, row.counts, strict=True)
     ]
-    return f"| {row.name} | {row.dtype} | {row.samples} | " + " | ".join(cells) + f" | {_in_a_cell(row.reason)} |"
+    return (
+        f"| {row.name} | {row.dtype} | {row.samples} of {row.available} | "
+        + " | ".join(cells)
+        + f" | {_in_a_cell(row.reason)} |"
+    )
 
 
 # ---------------------------------------------------------------- reading it again
 
-LINE = re.compile(r"^\| (\S+) \| (float64|complex128) \| (\d+) \| (.*) \| (.*) \|$", re.MULTILINE)
+LINE = re.compile(r"^\| (\S+) \| (float64|complex128) \| (\d+) of (\d+) \| (.*) \| (.*) \|$", re.MULTILINE)
 
 
 def rows_of(text: str) -> list[Row]:
@@ -114,14 +118,14 @@ def rows_of(text: str) -> list[Row]:
     return [_row(*match.groups()) for match in LINE.finditer(text)]
 
 
-def _row(name: str, dtype: str, samples: str, cells: str, reason: str) -> Row:
+def _row(name: str, dtype: str, samples: str, available: str, cells: str, reason: str) -> Row:
     outcomes, counts = [], []
     for cell in cells.split(" | "):
         mark, _, some = cell.partition(" (")
         status = next(s for s, m in MARKS.items() if m == mark)
         outcomes.append(Outcome(status, reason if status > Status.UNSUPPORTED else ""))
         counts.append(int(some.partition(" ")[0]) if some else int(samples))
-    return Row(name, dtype, int(samples), tuple(outcomes), tuple(counts))
+    return Row(name, dtype, int(samples), tuple(outcomes), tuple(counts), int(available))
 
 
 def update(path: Path, rows: Sequence[Row]) -> None:

@@ -31,7 +31,7 @@ def report_operators(
 
     Returns whether anything is wrong or broke.  Raises ArgumentError for options that make no sense.
     """
-    check(dtype, limit, path)
+    check(dtype, path)
     todo = tasks(names_of(patterns), dtype)
     rows: list[Row] = list(track(sweep(todo, limit, jobs), total=len(todo), description="operators"))
     for row in rows:
@@ -43,12 +43,10 @@ def report_operators(
     return any(o.status >= Status.FAILED for row in rows for o in row.outcomes)
 
 
-def check(dtype: str | None, limit: int | None, path: Path | None) -> None:
+def check(dtype: str | None, path: Path | None) -> None:
     """Refuse options that make no sense, before anything takes time."""
     if dtype not in DTYPES:
         raise ArgumentError(f"--dtype {dtype!r}: it must be float64 or complex128")
-    if path is not None and limit:
-        raise ArgumentError("--write writes the page of all samples: leave out --limit")
     if path is not None and not path.parent.is_dir():
         raise ArgumentError(f"--write {path}: there is no directory {path.parent}")
 

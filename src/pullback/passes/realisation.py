@@ -54,7 +54,7 @@ class Realisation:
         dtype = payload_dtype(jac, dtype)
         terms = [part for part in jac.parts if isinstance(part, Term)]
         scaled = shared and any(t.factors and abs(t.scale) != 1 for t in terms)
-        if len(terms) == 1 and self._is_simple(terms[0], dtype) and not scaled:
+        if len(terms) == 1 and not scaled and (self._is_simple(terms[0], dtype) or self._chooses(terms[0], shared)):
             return jac
         narrow = prod(jac.out_shape if rows else jac.in_shape) == 1
         groups = self._payloads(terms, jac, dtype, name, scaled)
@@ -69,6 +69,10 @@ class Realisation:
         if len(term.factors) > 1 or summed_labels(term):
             return False
         return all(f.value.dtype == dtype for f in term.factors)  # a lone mask has yet to become numbers
+
+    def _chooses(self, term: Term, shared: bool) -> bool:
+        """Whether a term is a mask that is laid on one tensor: a choice, which no NaN of what is left out survives."""
+        return not shared and len(term.factors) == 1 and term.factors[0].value.dtype == "bool"
 
     def _is_dense(self, term: Term, jac: Jac, rows: bool) -> bool:
         side, shape = (term.inp, jac.in_shape) if rows else (term.out, jac.out_shape)
