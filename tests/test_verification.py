@@ -132,6 +132,39 @@ def test_against_torch_func() -> None:
         assert verify(transform, x, against="torch.func").passed
 
 
+def cubes(x: Tensor) -> Tensor:
+    return (x.sin() ** 3).sum(-1)
+
+
+ASKED = {
+    "grad": lambda **k: pullback.grad(lambda x: cubes(x).sum(), **k),
+    "value_and_grad": lambda **k: pullback.value_and_grad(lambda x: cubes(x).sum(), **k),
+    "grad_and_value": lambda **k: pullback.grad_and_value(lambda x: cubes(x).sum(), **k),
+    "jacobian": lambda **k: pullback.jacobian(cubes, **k),
+    "jacrev": lambda **k: pullback.jacrev(cubes, chunk_size=2, **k),
+    "jacfwd": lambda **k: pullback.jacfwd(cubes, **k),
+    "hessian": lambda **k: pullback.hessian(lambda x: cubes(x).sum(), **k),
+    "batch_jacobian": lambda **k: pullback.batch_jacobian(cubes, **k),
+    "batch_hessian": lambda **k: pullback.batch_hessian(cubes, **k),
+    "vjp": lambda **k: lambda x: pullback.vjp(cubes, x, **k)[0],
+    "jvp": lambda **k: lambda x: pullback.jvp(cubes, (x,), (x,), **k),
+    "hvp": lambda **k: lambda x: pullback.hvp(lambda x: cubes(x).sum(), (x,), (x,), **k),
+    "linearize": lambda **k: lambda x: pullback.linearize(cubes, x, **k)[0],
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_every_transform_verifies_itself_if_asked(name: str) -> None:
+    """The right program raises no alarm, and gives what it gives without; a wrong one is not handed out."""
+    x = torch.linspace(0.2, 1.4, 6, dtype=torch.float64).reshape(2, 3)
+    plain, verified = ASKED[name]()(x), ASKED[name](verify=True)
+    torch.testing.assert_close(verified(x), plain)
+    torch.testing.assert_close(verified(x), plain)  # from its program, verified before
+    fault = next(f for f in FAULTS if f.op == "aten.sin.default")
+    with injected(fault, "sin"), pytest.raises(pullback.VerificationError, match=r"aten\.sin\.default"):
+        ASKED[name](verify=True)(x)
+
+
 def test_verify_refuses_what_it_cannot_check() -> None:
     with pytest.raises(pullback.ArgumentError, match="verify needs a transform"):
         verify(torch.sin, torch.ones(2))  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from .errors import ArgumentError, ShapeError
 from .stages import Search
 from .torch_private import tree_flatten
 from .transform import Transform, execute
+from .verification import transform_of, verify_products
 from .whole import WholeFunction
 
 
@@ -26,6 +27,7 @@ def grad(
     order: OrderName = "auto",
     effort: float | None = None,
     backend: str = "auto",
+    verify: bool = False,
 ) -> Transform:
     """Return a function that computes the gradient of a scalar function.
 
@@ -37,6 +39,7 @@ def grad(
         order: "auto", "forward", "reverse", or a list of vertex names: the sequence of elimination.
         effort: as for `jacobian`; a scalar function needs no search.
         backend: "auto" or "python".
+        verify: whether each program is checked when it is first called: see `pullback.verification.verify`.
 
     Returns:
         A function of the arguments of `f`.  It returns the gradient in the structure, dtype and on the device of the
@@ -54,7 +57,8 @@ def grad(
     >>> pullback.grad(lambda x: (x * x).sum())(torch.tensor([1.0, 2.0]))
     tensor([2., 4.])
     """
-    return Transform(func, Gradient(normal_argnums(argnums), has_aux, normal_order(order, effort), False), backend)
+    kind = Gradient(normal_argnums(argnums), has_aux, normal_order(order, effort), False)
+    return transform_of(func, kind, backend, verify)
 
 
 def value_and_grad(
@@ -65,6 +69,7 @@ def value_and_grad(
     order: OrderName = "auto",
     effort: float | None = None,
     backend: str = "auto",
+    verify: bool = False,
 ) -> Transform:
     """Return a function that computes a scalar function's value and gradient at once.
 
@@ -77,7 +82,8 @@ def value_and_grad(
     >>> pullback.value_and_grad(lambda x: (x * x).sum())(torch.tensor([1.0, 2.0]))
     (tensor(5.), tensor([2., 4.]))
     """
-    return Transform(func, Gradient(normal_argnums(argnums), has_aux, normal_order(order, effort), True), backend)
+    kind = Gradient(normal_argnums(argnums), has_aux, normal_order(order, effort), True)
+    return transform_of(func, kind, backend, verify)
 
 
 def jacobian(
@@ -89,6 +95,7 @@ def jacobian(
     effort: float | None = None,
     backend: str = "auto",
     chunk_size: int | None = None,
+    verify: bool = False,
 ) -> Transform:
     """Return a function that computes the Jacobian of every output in the arguments asked for.
 
@@ -116,7 +123,7 @@ def jacobian(
     """
     check_chunk(chunk_size)
     kind = Jacobian(normal_argnums(argnums), has_aux, normal_order(order, effort), chunk_size)
-    return Transform(func, kind, backend)
+    return transform_of(func, kind, backend, verify)
 
 
 def hessian(
@@ -126,6 +133,7 @@ def hessian(
     order: OrderName = "auto",
     effort: float | None = None,
     backend: str = "auto",
+    verify: bool = False,
 ) -> Transform:
     """Return a function that computes the second derivatives: the Jacobian of the Jacobian.
 
@@ -140,7 +148,8 @@ def hessian(
     tensor([[ 6.,  0.],
             [ 0., 12.]])
     """
-    return jacobian(jacobian(func, argnums, backend=backend), argnums, order=order, effort=effort, backend=backend)
+    inner = jacobian(func, argnums, backend=backend)
+    return jacobian(inner, argnums, order=order, effort=effort, backend=backend, verify=verify)
 
 
 def compile(f: Callable[..., Any], *, backend: str = "auto") -> Transform:
@@ -178,7 +187,7 @@ def compile(f: Callable[..., Any], *, backend: str = "auto") -> Transform:
     return Transform(f, WholeFunction(), backend)
 
 
-def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[Any, ...]:
+def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False, verify: bool = False) -> tuple[Any, ...]:
     """Compute a function's value, and a function that pulls cotangents back.
 
     Arguments:
@@ -201,6 +210,8 @@ def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple
     >>> pull_back(torch.tensor([1.0, 3.0]))
     (tensor([1., 3.]),)
     """
+    if verify:
+        verify_products(func, primals)
     return execute(VectorJacobian(has_aux), func, primals, {})
 
 
@@ -211,6 +222,7 @@ def jvp(
     *,
     strict: bool = False,
     has_aux: bool = False,
+    verify: bool = False,
 ) -> Any:
     """Compute a function's value and its derivative along a direction.
 
@@ -232,10 +244,14 @@ def jvp(
     (tensor([0., 0.]), tensor([1., 1.]))
     """
     flat = _check_tangents(primals, tangents)
+    if verify:
+        verify_products(func, tuple(primals))
     return execute(JacobianVector(has_aux, strict), func, tuple(primals), {}, flat)
 
 
-def hvp(func: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+def hvp(
+    func: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...], *, verify: bool = False
+) -> tuple[Any, Any]:
     """Compute the gradient of a scalar function and the product of its Hessian with a vector.
 
     Arguments:
@@ -257,7 +273,7 @@ def hvp(func: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any,
     if not isinstance(primals, tuple) or not primals:
         raise ArgumentError(f"hvp: primals must be a non-empty tuple of arguments, not {type(primals).__name__}")
     argnums: Argnums = 0 if len(primals) == 1 else tuple(range(len(primals)))
-    return jvp(grad(func, argnums), primals, tangents)
+    return jvp(grad(func, argnums), primals, tangents, verify=verify)
 
 
 # ---------------------------------------------------------------- checks

@@ -11,6 +11,7 @@ from .errors import ArgumentError, ShapeError
 from .graph import Value
 from .stages import Search
 from .transform import Transform
+from .verification import transform_of
 
 Dims = int | tuple[int, ...]
 
@@ -28,13 +29,17 @@ class BatchJacobian(Jacobian):
 
     def compile(self, call: CapturedCall) -> Executable:
         """The Jacobians, output by output."""
-        sources = self._source_axes(call)
-        size = next(v.shape[axis] for v, axis in sources.items())
+        sources, axes = self.sample_axes(call)
         output, _, count = call.result(False, 0)
-        axes = self._output_axes(call, call.tensor_outputs(count), size)
         structure = self._structure(call, output, count, len(sources))
         compiled = self._cheapest(call, sources, axes)
         return Executable.of(compiled, structure, call.bridge(compiled.program.run, self))
+
+    def sample_axes(self, call: CapturedCall) -> tuple[dict[Value, int], dict[int, int]]:
+        """Which axis of sources and outputs counts the samples."""
+        sources = self._source_axes(call)
+        size = next(v.shape[axis] for v, axis in sources.items())
+        return sources, self._output_axes(call, call.tensor_outputs(call.result(False, 0)[2]), size)
 
     def _cheapest(self, call: CapturedCall, sources: dict[Value, int], outputs: dict[int, int]) -> Compiled:
         """One batch axis is enough, at the outputs or at the inputs: a product of both is never needed."""
@@ -104,6 +109,7 @@ def batch_jacobian(
     order: OrderName = "auto",
     effort: float | None = None,
     backend: str = "auto",
+    verify: bool = False,
 ) -> Transform:
     """Return a function that computes the Jacobian of each sample of a batch by itself.
 
@@ -113,7 +119,7 @@ def batch_jacobian(
         in_dims: which axis of the differentiated arguments counts the samples; a tuple has one for each of `argnums`.
             Whether the other arguments have such an axis is the function's own affair.
         out_dims: which axis of the output does; a tuple has one for each output.
-        order, effort, backend: as for `jacobian`.
+        order, effort, backend, verify: as for `jacobian`.
 
     Returns:
         A function of the arguments of `f`.  For B samples, an output of shape (m₁, …) and an argument of shape (n₁, …)
@@ -135,7 +141,7 @@ def batch_jacobian(
     """
     inward, outward = _dims(in_dims, "in_dims"), _dims(out_dims, "out_dims")
     kind = BatchJacobian(normal_argnums(argnums), order=normal_order(order, effort), in_dims=inward, out_dims=outward)
-    return Transform(f, kind, backend)
+    return transform_of(f, kind, backend, verify)
 
 
 def batch_hessian(
@@ -146,12 +152,13 @@ def batch_hessian(
     order: OrderName = "auto",
     effort: float | None = None,
     backend: str = "auto",
+    verify: bool = False,
 ) -> Transform:
     """Return a function that computes the second derivatives of each sample of a batch by itself.
 
     Arguments:
         f: a function of whole batches that returns one number for each of B samples, a tensor of shape (B,).
-        argnums, in_dims, order, effort, backend: as for `batch_jacobian`.
+        argnums, in_dims, order, effort, backend, verify: as for `batch_jacobian`.
 
     Returns:
         A function of the arguments of `f`.  For an argument of shape (n₁, …) without its batch axis it returns shape
@@ -172,7 +179,7 @@ def batch_hessian(
     first = BatchJacobian(normal_argnums(argnums), in_dims=_dims(in_dims, "in_dims"))
     # What proves that f keeps samples apart proves it of its derivatives: sample b of f is a function of one sample.
     outer = replace(first, order=normal_order(order, effort), apart=True)
-    return Transform(Transform(f, first, backend), outer, backend)
+    return transform_of(Transform(f, first, backend), outer, backend, verify)
 
 
 def _dims(dims: Any, name: str) -> Dims:

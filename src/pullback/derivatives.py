@@ -285,6 +285,10 @@ class Jacobian:
     randomness: str = "same"
     is_final: ClassVar[bool] = False
 
+    def sample_axes(self, call: CapturedCall) -> "tuple[dict[Value, int], dict[int, int]] | None":
+        """Where each sample has a Jacobian of its own: which axis of sources and outputs counts the samples."""
+        return None
+
     def compile(self, call: CapturedCall) -> Executable:
         """The Jacobians, output by output.  Raises ArgumentError for draws, unless every column may see the same."""
         if self.randomness != "same":

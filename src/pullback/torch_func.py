@@ -8,11 +8,14 @@ from .deferred import Linearisation
 from .derivatives import Argnums, Gradient, Jacobian
 from .errors import ArgumentError
 from .transform import Transform, execute
+from .verification import transform_of, verify_products
 
 RANDOMNESS = ("error", "different", "same")
 
 
-def grad_and_value(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False) -> Transform:
+def grad_and_value(
+    func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False, *, verify: bool = False
+) -> Transform:
     """Return a function that computes a scalar function's gradient and value at once.
 
     Arguments, errors and cost are those of `grad`; `value_and_grad` returns the same the other way round.
@@ -24,7 +27,8 @@ def grad_and_value(func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool
     >>> pullback.grad_and_value(lambda x: (x * x).sum())(torch.tensor([1.0, 2.0]))
     (tensor([2., 4.]), tensor(5.))
     """
-    return Transform(func, Gradient(normal_argnums(argnums), has_aux, "auto", True, value_first=False))
+    kind = Gradient(normal_argnums(argnums), has_aux, "auto", True, value_first=False)
+    return transform_of(func, kind, "auto", verify)
 
 
 def jacrev(
@@ -34,6 +38,7 @@ def jacrev(
     has_aux: bool = False,
     chunk_size: int | None = None,
     _preallocate_and_copy: bool = False,
+    verify: bool = False,
 ) -> Transform:
     """Return a function that computes the Jacobian from the outputs to the inputs: `jacobian(…, order="reverse")`.
 
@@ -50,11 +55,16 @@ def jacrev(
             [0., 1.]])
     """
     check_chunk(chunk_size)
-    return Transform(func, Jacobian(normal_argnums(argnums), has_aux, "reverse", chunk_size))
+    return transform_of(func, Jacobian(normal_argnums(argnums), has_aux, "reverse", chunk_size), "auto", verify)
 
 
 def jacfwd(
-    func: Callable[..., Any], argnums: Argnums = 0, has_aux: bool = False, *, randomness: str = "error"
+    func: Callable[..., Any],
+    argnums: Argnums = 0,
+    has_aux: bool = False,
+    *,
+    randomness: str = "error",
+    verify: bool = False,
 ) -> Transform:
     """Return a function that computes the Jacobian from the inputs to the outputs: `jacobian(…, order="forward")`.
 
@@ -72,10 +82,11 @@ def jacfwd(
     """
     if randomness not in RANDOMNESS:
         raise ArgumentError(f"randomness={randomness!r}: it must be 'error', 'different' or 'same'")
-    return Transform(func, Jacobian(normal_argnums(argnums), has_aux, "forward", None, randomness))
+    kind = Jacobian(normal_argnums(argnums), has_aux, "forward", None, randomness)
+    return transform_of(func, kind, "auto", verify)
 
 
-def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..., Any]]:
+def linearize(func: Callable[..., Any], *primals: Any, verify: bool = False) -> tuple[Any, Callable[..., Any]]:
     """Compute a function's value, and a function that pushes tangents forward.
 
     Arguments:
@@ -95,4 +106,6 @@ def linearize(func: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[..
     >>> push_forward(torch.tensor([1.0, 3.0]))
     tensor([1., 3.])
     """
+    if verify:
+        verify_products(func, primals)
     return execute(Linearisation(), func, primals, {})

@@ -13,6 +13,7 @@ cross it, whose derivative is compiled and probed by itself.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from .differences import Point, floating_outputs, largest, point_at, random_dire
 from .emit.python import Program
 from .errors import ArgumentError, VerificationError
 from .graph import COMPLEX, Graph, Node, Value, values_in
+from .guards import is_transforming
+from .recording import CURRENT
 from .rules import RULES
 from .signature import Entry
 from .titles import title
@@ -33,6 +36,8 @@ from .transform import Transform, captured_call, find, flat_tensors
 TOLERANCES = {"float64": 1e-6, "float32": 5e-3, "float16": 0.2, "bfloat16": 0.5}
 INNER_PRODUCT_TOLERANCES = {"float64": 1e-8, "float32": 2e-3, "float16": 0.2, "bfloat16": 0.5}
 BLURRED = 1e-2  # differences less certain than this prove nothing
+PROBES = 3
+SampleAxes = tuple[Mapping[Value, int], Mapping[int, int]]
 SINGLE_SOURCES = 8  # so many sources are also moved alone
 
 
@@ -114,17 +119,46 @@ def verify(
 class Verified(Transform):
     """A transform that verifies each program once, before its first result is handed out."""
 
-    def __init__(self, f: Callable[..., Any], kind: Any) -> None:
-        super().__init__(f, kind)
-        self._checked: list[Entry] = []
+    def __init__(self, f: Callable[..., Any], kind: Any, backend: str = "auto") -> None:
+        super().__init__(f, kind, backend)
+        self._checked: WeakSet[Entry] = WeakSet()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the derivative.  Raises VerificationError if its program turns out to be wrong."""
-        entry, _ = find(self.kind, self.f, args, kwargs)
-        if not entry.traced and entry not in self._checked:
-            verify(self, *args, **kwargs)
-            self._checked.append(entry)
+        if CURRENT.trace is None and not is_transforming():
+            entry, _ = find(self.kind, self.f, args, kwargs, self.backend)
+            if entry not in self._checked:
+                verify(self, *args, **kwargs)
+                self._checked.add(entry)
         return super().__call__(*args, **kwargs)
+
+
+def transform_of(f: Callable[..., Any], kind: Any, backend: str, verify: bool) -> Transform:
+    """A transform, which verifies its programs if asked to."""
+    return Verified(f, kind, backend) if verify else Transform(f, kind, backend)
+
+
+def verify_products(f: Callable[..., Any], primals: tuple[Any, ...]) -> None:
+    """Check Jᵀ u and J v of a function in all of its arguments by probes.
+
+    Raises VerificationError if they are wrong; names the node.
+    """
+    if CURRENT.trace is not None or is_transforming():
+        return
+    if isinstance(f, Transform):
+        verify(f, *primals)
+    call = captured_call(f, primals, {})
+    _refuse_complex(call)
+    sources = call.sources(tuple(range(len(primals))))
+    graph = replace(call.captured.graph, mutations=())
+    inputs = [t.detach().clone() for t in flat_tensors(call.captured, primals, {})]
+    point = point_at(graph, inputs)
+    generator = torch.Generator().manual_seed(0)
+    whole = _Part(graph, point, 0, sources, True)
+    problem = whole.complaint(generator, PROBES)
+    if problem:
+        found = Verification(title(f), PROBES, 0, 0.0, problem)
+        raise VerificationError(str(_blamed(found, whole, generator, PROBES)))
 
 
 # ---------------------------------------------------------------- evidence
@@ -142,6 +176,7 @@ class _Evidence:
     results: tuple[Any, ...]
     fuse: bool
     generator: torch.Generator
+    axes: SampleAxes | None
 
     @classmethod
     def of(cls, transform: Transform, args: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> "_Evidence":
@@ -157,7 +192,8 @@ class _Evidence:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             entry, _ = find(transform.kind, transform.f, args, kwargs)
             results = entry.program.run(*[t.clone() for t in inputs])
-        return cls(title(transform.f), graph, sources, outputs, point, results, fuse, generator)
+        axes = transform.kind.sample_axes(call) if isinstance(transform.kind, Jacobian) else None
+        return cls(title(transform.f), graph, sources, outputs, point, results, fuse, generator, axes)
 
     def gather(self, probes: int) -> Verification:
         """Try all directions; on a mismatch, look for the node."""
@@ -171,8 +207,8 @@ class _Evidence:
             problem = problem or note
         whole = _Part(self.graph, self.point, 0, self.sources, self.fuse)
         problem = problem or whole.complaint(self.generator, probes)
-        verification = Verification(self.title, len(directions), blurred, worst)
-        return self._blame(verification, problem, probes) if problem else verification
+        found = Verification(self.title, len(directions), blurred, worst, problem)
+        return _blamed(found, whole, self.generator, probes) if problem else found
 
     def _compare(self, direction: Mapping[Value, Tensor]) -> tuple[float | None, str]:
         """The relative error along a direction, None if differences tell nothing; and what is wrong, if anything."""
@@ -183,7 +219,8 @@ class _Evidence:
         worst, problem = 0.0, ""
         for k, (output, seen, error) in enumerate(zip(self.outputs, expected.values, expected.errors, strict=True)):
             blocks = zip(self.sources, self.results[k * count : (k + 1) * count], strict=True)
-            ours = sum((_along(j, s, direction[s]) for s, j in blocks if s in direction), torch.zeros(()))
+            moved = [self._along(k, s, j, direction[s]) for s, j in blocks if s in direction]
+            ours = sum(moved, torch.zeros((), dtype=torch.float64))
             allowed = _tolerance(TOLERANCES, (output, *self.sources)) * max(expected.scale, largest(ours)) + 5 * error
             excess = (ours - seen).abs() - allowed
             worst = max(worst, largest(ours - seen) / max(expected.scale, 1e-300))
@@ -194,16 +231,28 @@ class _Evidence:
                 )
         return worst, problem
 
-    def _blame(self, verification: Verification, problem: str, probes: int) -> Verification:
-        whole = _Part(self.graph, self.point, 0, self.sources, self.fuse)
-        node = whole.first_wrong_node(self.generator, probes)
-        if node is None:
-            said = f"{problem}.  Every node's rule is right by itself: the fault is in how they were put together"
-        else:
-            where = f"\n  at {node.source}" if node.source else ""
-            said = f"{problem}.  The first wrong node is\n  {replace(node, source=None)}{where}\n  "
-            said += _single(node, self.point, self.fuse).complaint(self.generator, probes)
-        return replace(verification, problem=said, culprit=node)
+    def _along(self, output: int, source: Value, jacobian: Tensor, direction: Tensor) -> Tensor:
+        """J v, in float64; sample by sample, where each sample has a Jacobian of its own."""
+        block, v = jacobian.detach().double(), direction.double()
+        if self.axes is None:
+            return torch.tensordot(block, v, len(source.shape))
+        inward, outward = self.axes
+        v = v.movedim(inward[source], 0).reshape(len(block), -1)
+        shape = block.shape[: len(self.outputs[output].shape)]
+        product = (block.reshape(len(block), -1, v.shape[1]) * v[:, None]).sum(-1)
+        return product.reshape(shape).movedim(0, outward[output])
+
+
+def _blamed(found: Verification, whole: "_Part", generator: torch.Generator, probes: int) -> Verification:
+    """The same verification with the node that is to blame."""
+    node = whole.first_wrong_node(generator, probes)
+    if node is None:
+        said = f"{found.problem}.  Every node's rule is right by itself: the fault is in how they were put together"
+    else:
+        where = f"\n  at {node.source}" if node.source else ""
+        said = f"{found.problem}.  The first wrong node is\n  {replace(node, source=None)}{where}\n  "
+        said += _single(node, whole.point, whole.fuse).complaint(generator, probes)
+    return replace(found, problem=said, culprit=node)
 
 
 def _differentiated(transform: Transform, call: CapturedCall) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
@@ -222,12 +271,6 @@ def _refuse_complex(call: CapturedCall) -> None:
                     f"{call.title} holds {value.name!r}, which is {value.type}{call.line_of(value)}: complex numbers "
                     "are not verified yet; compare with difference quotients of your own"
                 )
-
-
-def _along(jacobian: Tensor, source: Value, direction: Tensor) -> Tensor:
-    """J v, in float64."""
-    axes = len(source.shape)
-    return torch.tensordot(jacobian.detach().double(), direction.double(), axes)
 
 
 def _tolerance(table: Mapping[str, float], values: Sequence[Value]) -> float:
