@@ -30,7 +30,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     21: ("explain", "recorder", "teaching", "verification", "nonfinite", "elimination"),
     20: ("transform", "whole", "deferred"),
     19: ("derivatives", "compiled", "observation"),
-    18: ("chunks", "bridge", "own_products", "region_products", "files", "mutations", "interception", "replay"),
+    18: ("chunks", "bridge", "bisection", "own_products", "region_products", "files", "mutations", "interception", "replay"),
     17: ("recorded_functions",),
     16: ("compilation", "differences", "purity", "retracing", "encoding", "scribe"),
     15: ("emit", "passes", "calibration", "evaluation", "notation", "recipes"),

@@ -10,7 +10,7 @@ On a mismatch the graph is cut in two until one node is left: the part behind a 
 cross it, whose derivative is compiled and probed by itself.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakSet
@@ -18,24 +18,18 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from .compilation import OrderName, Task, compile_derivative, differentiated_values, jvp_task, vjp_task
+from .bisection import BLURRED, TOLERANCES, Part, single, tolerance
 from .derivatives import CapturedCall, Gradient, Jacobian
-from .differences import Point, floating_outputs, largest, point_at, random_direction, slope
-from .emit.python import Program
+from .differences import Point, largest, point_at, random_direction, slope
 from .errors import ArgumentError, VerificationError
-from .graph import COMPLEX, Graph, Node, Value, values_in
+from .graph import COMPLEX, Graph, Node, Value
 from .guards import is_transforming
 from .recording import CURRENT
-from .rules import RULES
 from .signature import Entry
 from .titles import title
 from .torch_private import tree_leaves
 from .transform import Transform, captured_call, find, flat_tensors
 
-# Relative to the largest entry; what our program rounds is added to what differences leave uncertain.
-TOLERANCES = {"float64": 1e-6, "float32": 5e-3, "float16": 0.2, "bfloat16": 0.5}
-INNER_PRODUCT_TOLERANCES = {"float64": 1e-8, "float32": 2e-3, "float16": 0.2, "bfloat16": 0.5}
-BLURRED = 1e-2  # differences less certain than this prove nothing
 PROBES = 3
 SampleAxes = tuple[Mapping[Value, int], Mapping[int, int]]
 SINGLE_SOURCES = 8  # so many sources are also moved alone
@@ -154,7 +148,7 @@ def verify_products(f: Callable[..., Any], primals: tuple[Any, ...]) -> None:
     inputs = [t.detach().clone() for t in flat_tensors(call.captured, primals, {})]
     point = point_at(graph, inputs)
     generator = torch.Generator().manual_seed(0)
-    whole = _Part(graph, point, 0, sources, True)
+    whole = Part(graph, point, 0, sources, True)
     problem = whole.complaint(generator, PROBES)
     if problem:
         found = Verification(title(f), PROBES, 0, 0.0, problem)
@@ -205,7 +199,7 @@ class _Evidence:
             blurred += error is None
             worst = max(worst, error or 0.0)
             problem = problem or note
-        whole = _Part(self.graph, self.point, 0, self.sources, self.fuse)
+        whole = Part(self.graph, self.point, 0, self.sources, self.fuse)
         problem = problem or whole.complaint(self.generator, probes)
         found = Verification(self.title, len(directions), blurred, worst, problem)
         return _blamed(found, whole, self.generator, probes) if problem else found
@@ -221,7 +215,7 @@ class _Evidence:
             blocks = zip(self.sources, self.results[k * count : (k + 1) * count], strict=True)
             moved = [self._along(k, s, j, direction[s]) for s, j in blocks if s in direction]
             ours = sum(moved, torch.zeros((), dtype=torch.float64))
-            allowed = _tolerance(TOLERANCES, (output, *self.sources)) * max(expected.scale, largest(ours)) + 5 * error
+            allowed = tolerance(TOLERANCES, (output, *self.sources)) * max(expected.scale, largest(ours)) + 5 * error
             excess = (ours - seen).abs() - allowed
             worst = max(worst, largest(ours - seen) / max(expected.scale, 1e-300))
             if largest(excess.clamp_min(0)) > 0 or not bool(ours.isfinite().all()):
@@ -243,7 +237,7 @@ class _Evidence:
         return product.reshape(shape).movedim(0, outward[output])
 
 
-def _blamed(found: Verification, whole: "_Part", generator: torch.Generator, probes: int) -> Verification:
+def _blamed(found: Verification, whole: Part, generator: torch.Generator, probes: int) -> Verification:
     """The same verification with the node that is to blame."""
     node = whole.first_wrong_node(generator, probes)
     if node is None:
@@ -251,7 +245,7 @@ def _blamed(found: Verification, whole: "_Part", generator: torch.Generator, pro
     else:
         where = f"\n  at {node.source}" if node.source else ""
         said = f"{found.problem}.  The first wrong node is\n  {replace(node, source=None)}{where}\n  "
-        said += _single(node, whole.point, whole.fuse).complaint(generator, probes)
+        said += single(node, whole.point, whole.fuse).complaint(generator, probes)
     return replace(found, problem=said, culprit=node)
 
 
@@ -271,10 +265,6 @@ def _refuse_complex(call: CapturedCall) -> None:
                     f"{call.title} holds {value.name!r}, which is {value.type}{call.line_of(value)}: complex numbers "
                     "are not verified yet; compare with difference quotients of your own"
                 )
-
-
-def _tolerance(table: Mapping[str, float], values: Sequence[Value]) -> float:
-    return max(table[v.dtype] for v in values if v.is_floating)
 
 
 def _sample(tensor: Tensor, excess: Tensor) -> str:
@@ -305,124 +295,3 @@ def _in_torch(f: Any) -> Any:
         return lambda *args, **kwargs: both(*args, **kwargs)[::-1]
     assert isinstance(kind, Jacobian)
     return torch.func.jacrev(inner, kind.argnums, has_aux=kind.has_aux)
-
-
-# ---------------------------------------------------------------- parts of a graph
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The nodes from number `start` on, as a function of the values in front of them that are differentiated."""
-
-    graph: Graph
-    point: Point
-    start: int
-    sources: tuple[Value, ...]
-    fuse: bool
-
-    def complaint(self, generator: torch.Generator, probes: int) -> str:
-        """What is wrong with its derivative, or the empty string."""
-        outputs = [k for k, v in enumerate(self.graph.outputs) if isinstance(v, Value) and v.is_floating]
-        if not self.sources or not outputs:
-            return ""
-        inputs = [_as(v, self.point.values[v]) for v in self.graph.inputs]
-        targets = floating_outputs(self.graph)
-        cotangents = random_direction(targets, _ones(targets), generator)
-        seeds = [_as(v, cotangents[v]) for v in targets]
-        backward = self._compiled(vjp_task(self.graph, self.sources, outputs), "reverse")
-        pulled = self._run(backward, inputs, seeds)[: len(self.sources)]
-        directions = [random_direction(self.sources, self.point.values, generator) for _ in range(probes)]
-        for direction in directions:
-            if said := self._against_differences(pulled, seeds, direction):
-                return said
-        forward = self._compiled(jvp_task(self.graph, self.sources, outputs), "forward")
-        moves = [_as(v, directions[0][v]) for v in self.sources]
-        return self._against_forward(pulled, self._run(forward, inputs, moves)[: len(targets)], seeds, moves)
-
-    def _compiled(self, task: Task, order: OrderName) -> Program:
-        return compile_derivative(task, order, fuse=self.fuse).program
-
-    def _run(self, program: Program, inputs: list[Tensor], seeds: list[Tensor]) -> tuple[Any, ...]:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            first = next((self.point.states[n] for n in self.graph.nodes if n in self.point.states), None)
-            if first is not None:
-                torch.set_rng_state(first)
-            return program.run(*[t.clone() for t in (*inputs, *seeds)])
-
-    def _against_differences(
-        self, pulled: Sequence[Tensor], seeds: Sequence[Tensor], direction: Mapping[Value, Tensor]
-    ) -> str:
-        expected = slope(replace(self.point, graph=self.graph), 0, direction)
-        left, size = _inner(pulled, [direction[v] for v in self.sources])
-        seen, other = _inner(expected.values, seeds)
-        size = max(size, other, 1e-300)
-        doubt = sum(float((e * s.abs()).sum()) for e, s in zip(expected.errors, seeds, strict=True))
-        if not doubt <= BLURRED * size:
-            return ""
-        if abs(left - seen) <= _tolerance(TOLERANCES, self._ends) * size + 5 * doubt:
-            return ""
-        return f"⟨Jᵀu, v⟩ = {left:.6g}, but differences give {seen:.6g}: {_ratio(left, seen)}"
-
-    def _against_forward(
-        self, pulled: Sequence[Tensor], pushed: Sequence[Tensor], seeds: Sequence[Tensor], moves: Sequence[Tensor]
-    ) -> str:
-        left, size = _inner(pulled, moves)
-        right, other = _inner(pushed, seeds)
-        size = max(size, other, 1e-300)
-        if not size < torch.inf or abs(left - right) <= _tolerance(INNER_PRODUCT_TOLERANCES, self._ends) * size:
-            return ""
-        return f"⟨Jᵀu, v⟩ = {left:.6g}, but ⟨u, Jv⟩ = {right:.6g}"
-
-    @property
-    def _ends(self) -> tuple[Value, ...]:
-        return (*self.sources, *floating_outputs(self.graph))
-
-    def behind(self, start: int) -> "_Part":
-        """The part from a later node on."""
-        nodes = self.graph.nodes[start:]
-        own = {v for n in nodes for v in n.results}
-        read = dict.fromkeys(v for v in values_in(([n.inputs for n in nodes], self.graph.outputs)) if v not in own)
-        targets = tuple(dict.fromkeys(floating_outputs(self.graph)))
-        differentiated = differentiated_values(self.graph, self.sources, targets)
-        crossing = tuple(v for v in read if v in differentiated)
-        return replace(self, graph=Graph(tuple(read), nodes, self.graph.outputs), start=start, sources=crossing)
-
-    def first_wrong_node(self, generator: torch.Generator, probes: int) -> Node | None:
-        """The last node of the graph such that what follows it is right, and with it is wrong."""
-        nodes = self.graph.nodes
-        wrong, right = 0, len(nodes)
-        while right - wrong > 1:
-            middle = (wrong + right) // 2
-            if self.behind(middle).complaint(generator, probes):
-                wrong = middle
-            else:
-                right = middle
-        suspects = [*nodes[wrong : wrong + 1], *reversed(nodes)]  # should the cuts have missed it
-        return next((n for n in suspects if _single(n, self.point, self.fuse).complaint(generator, probes)), None)
-
-
-def _single(node: Node, point: Point, fuse: bool) -> _Part:
-    """One node as a graph of its own."""
-    known = node.op in RULES
-    sources = tuple(dict.fromkeys(v for v in node.inputs if v.is_floating)) if known else ()
-    outputs = tuple(v for v in node.results if v.is_floating)
-    return _Part(Graph(tuple(dict.fromkeys(node.inputs)), (node,), outputs), point, 0, sources, fuse)
-
-
-def _as(value: Value, tensor: Tensor) -> Tensor:
-    """A tensor in the dtype that the graph has for it."""
-    return tensor.to(getattr(torch, value.dtype)) if value.is_floating else tensor
-
-
-def _ones(values: Sequence[Value]) -> dict[Value, Tensor]:
-    return {v: torch.ones(v.shape, dtype=torch.float64) for v in values}
-
-
-def _inner(left: Sequence[Tensor], right: Sequence[Tensor]) -> tuple[float, float]:
-    """⟨left, right⟩ in float64, and the sum of absolute values, which says how large rounding may be."""
-    products = [(a.double() * b.double()) for a, b in zip(left, right, strict=True)]
-    return sum(float(p.sum()) for p in products), sum(float(p.abs().sum()) for p in products)
-
-
-def _ratio(ours: float, seen: float) -> str:
-    return f"{ours / seen:.4g} times as much" if seen else "which is zero"
