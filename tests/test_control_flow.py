@@ -201,3 +201,17 @@ def test_refusals_name_the_line(name: str) -> None:
     f, said = REFUSED[name]
     with pytest.raises(pullback.CaptureError, match=rf"(?s){said}.*test_control_flow.py"):
         pullback.jacobian(f)(X)
+
+
+@pytest.mark.reference
+def test_pytorch_s_own_transforms_around_a_branch_are_refused() -> None:
+    """They would differentiate what our program calls, one by one; `vmap` alone is fine."""
+
+    def f(x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, torch.sin, torch.square, (x,)).sum()
+
+    with pytest.raises(pullback.AutogradError, match=r"cond at .*test_control_flow.py.*torch.func"):
+        torch.func.grad(lambda x: pullback.grad(f)(x).sum())(X)
+    with pytest.raises(pullback.AutogradError, match=r"cond at .*test_control_flow.py"):
+        torch.func.vmap(pullback.grad(f))(torch.stack([X, X + 1]).requires_grad_())
+    torch.testing.assert_close(torch.func.vmap(pullback.grad(f))(torch.stack([X + 1])), (X + 1).cos()[None])

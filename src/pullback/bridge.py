@@ -21,13 +21,15 @@ from torch import Tensor
 from .capture import capture
 from .collection import collection_paused
 from .compilation import Task, compile_derivative, compile_function, jvp_task, vjp_task
+from .errors import AutogradError
 from .graph import Graph, Value
 from .guards import is_transforming
+from .own_derivatives import ATTACH
 from .purity import Pure, as_before, pure, refuse, refuse_once_differentiable
 from .recording import is_tracing
 from .rules import RULES
 from .tapes import is_recording
-from .torch_private import is_traced, tree_flatten
+from .torch_private import interpreter_stack, is_traced, tree_flatten, unwrapped
 
 Run = Callable[..., Any]
 CAPACITY = 64
@@ -215,6 +217,22 @@ def _pulled_back(ctx: Any, needed: Sequence[bool], given: dict[int, Tensor]) -> 
     return tuple(map(gradients.get, range(len(needed))))
 
 
+def refuse_regions(graph: Graph, tensors: Sequence[Tensor]) -> None:
+    """Refuse to be differentiated by PyTorch inside its transforms, where branches and loops run as they are.
+
+    Raises AutogradError: PyTorch would differentiate what our program calls one by one, statistics of norms included.
+    """
+    levels = [str(level.key()) for level in interpreter_stack() or ()]
+    inside = [level for level in levels if not level.endswith(("Vmap", "Functionalize"))]
+    if inside or (torch.is_grad_enabled() and any(unwrapped(t).requires_grad for t in tensors)):
+        node = next(n for n in graph.nodes if n.op.startswith("pullback.") and n.op != ATTACH)
+        raise AutogradError(
+            f"{node.op.split('.')[1]} at {node.source or 'an unknown line'} is part of a transform of pullback's that "
+            "a transform of torch.func's, or autograd around a vmap, is to differentiate, which is not done yet: use "
+            "pullback's own transforms around it, or choose by torch.where"
+        )
+
+
 # The node inside PyTorch's transforms --------------------------------------------------------------------------------
 
 
@@ -301,6 +319,7 @@ class Bridge:
     def __call__(self, *tensors: Tensor) -> tuple[Any, ...]:
         """The program's results, in autograd's graph, or inside the transforms around this call."""
         if is_transforming() and self.pure.has_regions:
+            refuse_regions(self.graph, tensors)
             return self.run(*tensors)
         if is_transforming():
             refuse(self.graph, replace(self.pure, overwritten=()), tensors)

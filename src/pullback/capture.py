@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from . import torch_private as private
 from .composites import weight_lists_kept
-from .control_flow import control_flow_uncompiled, record_region
+from .control_flow import record_region
 from .decompositions import DECOMPOSITIONS
 from .detachment import private_detachments, refuse_writes
 from .effects import Effects, check_writes, effects, no_optimiser
@@ -39,6 +39,7 @@ from .recording import (
     Trace,
     unsupported_kind,
 )
+from .shared_settings import EAGER, FOLDING, UNCOMPILED, WITHOUT_FASTPATH, WITHOUT_MKLDNN
 from .torch_private import schema
 from .user_functions import attach_operator, own_functions
 
@@ -131,7 +132,7 @@ def _first_pass(
     trace.inputs = [fake for fake in fakes if isinstance(fake, Tensor)]
     args, kwargs = private.tree_unflatten(fakes, in_spec)
     patches = (
-        *(own_functions(trace, capture_inner), control_flow_uncompiled(), no_optimiser(trace)),
+        *(own_functions(trace, capture_inner), no_optimiser(trace)),
         *(_module_scopes(trace), weight_lists_kept()),
     )
     with ExitStack() as stack:
@@ -162,24 +163,14 @@ def _surroundings() -> Iterator[bool]:
         interpreters = stack.enter_context(private.clear_interpreters())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.callback(private.set_mkldnn_enabled, private.get_mkldnn_enabled())
-        private.set_mkldnn_enabled(False)  # else nn.LSTM is one opaque operator
+        for setting in (WITHOUT_MKLDNN, WITHOUT_FASTPATH, FOLDING, UNCOMPILED):
+            stack.enter_context(setting)
         stack.enter_context(private.enable_python_dispatcher())  # else BatchNorm does not declare what it mutates
-        stack.callback(private.set_fastpath_enabled, private.get_fastpath_enabled())
-        stack.callback(setattr, private.decompositions, "should_fold", private.decompositions.should_fold)
-        private.decompositions.should_fold = _folds  # else the program depends on `requires_grad`
-        private.set_fastpath_enabled(False)  # else a TransformerEncoderLayer is one opaque operator
         stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
         torch.set_autocast_cache_enabled(False)  # else a cast is shared with tensors outside the trace
         if "torch._dynamo" in sys.modules:  # else nothing can have been compiled, and the import takes seconds
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(EAGER)
         yield bool(interpreters)
-
-
-def _folds(left: Tensor, right: Tensor, is_out: bool) -> bool:
-    """Whether `matmul` folds a batch into rows; always, as autograd does to spare the weight's gradient a batch."""
-    large, small = (left, right) if left.ndim >= right.ndim else (right, left)
-    return large.ndim >= 3 and small.ndim <= 2
 
 
 @contextmanager

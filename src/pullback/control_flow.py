@@ -4,8 +4,7 @@ PyTorch's functions end in operators that take Python functions.  These are capt
 their arguments becomes an operand of the node.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -131,18 +130,3 @@ def _on(function: Callable[..., Any], operands: Any) -> Callable[..., Any]:
     """A branch as a function of flat operands."""
     _, spec = private.tree_flatten(tuple(operands))
     return lambda *flat: function(*private.tree_unflatten(list(flat), spec))
-
-
-@contextmanager
-def control_flow_uncompiled() -> Iterator[None]:
-    """Let PyTorch's control flow, which compiles itself, come down to operators as it stands."""
-    original = torch.compile
-
-    def plain(model: Any = None, **options: Any) -> Any:
-        return model if model is not None else lambda function: function
-
-    torch.compile = plain
-    try:
-        yield
-    finally:
-        torch.compile = original

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .bridge import Level, as_node, is_bare, requires_grad
+from .bridge import Level, as_node, is_bare, refuse_regions, requires_grad
 from .compilation import Task, compile_derivative, compile_function, jvp_task, split_program, vjp_task
 from .derivatives import CapturedCall, Executable
 from .dtypes import device_name, torch_dtype
@@ -157,6 +157,7 @@ class _Parts:
     def as_node(self, *tensors: Tensor) -> tuple[Any, ...]:
         """The same, with outputs that belong to autograd's graph, or to the transforms around this call."""
         if is_transforming() and self.again.has_regions:
+            refuse_regions(self.graph, tensors)
             return self.run(*tensors)
         if is_transforming():
             refuse(self.graph, replace(self.again, overwritten=()), tensors)

@@ -23,6 +23,7 @@ from .provenance import describe
 from .recorded_functions import record_function
 from .recording import CURRENT
 from .scribe import Scribe, refuse
+from .shared_settings import WITHOUT_MKLDNN
 from .tapes import THREAD
 from .torch_private import storage
 
@@ -166,12 +167,8 @@ def is_initialisation(function: Any) -> bool:
 
 def _without_mkldnn(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """With it, an LSTM is one opaque operator."""
-    before = private.get_mkldnn_enabled()
-    private.set_mkldnn_enabled(False)
-    try:
+    with WITHOUT_MKLDNN:
         return call(*args, **kwargs)
-    finally:
-        private.set_mkldnn_enabled(before)
 
 
 KERNELS: dict[Any, Callable[..., Any]] = {torch.lstm: _without_mkldnn}

@@ -70,6 +70,7 @@ get_fastpath_enabled: Callable[[], bool] = _private("torch.backends.mha:get_fast
 get_mkldnn_enabled: Callable[[], bool] = _private("torch._C:_get_mkldnn_enabled")
 set_mkldnn_enabled: Callable[[bool], None] = _private("torch._C:_set_mkldnn_enabled")
 set_fastpath_enabled: Callable[[bool], None] = _private("torch.backends.mha:set_fastpath_enabled")
+interpreter_stack: Callable[[], Any] = _private("torch._C._functorch:get_interpreter_stack")
 peek_interpreter: Callable[[], Any] = _private("torch._C._functorch:peek_interpreter_stack")
 forward_ad: Any = _private("torch.autograd:forward_ad")
 count_function_modes: Callable[[], int] = _private("torch._C:_len_torch_function_stack")
