@@ -35,7 +35,11 @@ NOT_DIFFERENTIATED_BY_TORCH = {  # operands in which PyTorch refuses these; cent
     "aten.soft_margin_loss.default": ["x1"],
     "aten._native_batch_norm_legit_functional.default": ["x3", "x4"],
     "aten._native_batch_norm_legit_no_training.default": ["x3", "x4"],
+    "aten._batch_norm_with_update_functional.default": ["x3", "x4"],
     "aten._scaled_dot_product_flash_attention_for_cpu.default": ["attn_mask"],
+    "aten.fractional_max_pool2d.default": ["x3"],
+    "aten.fractional_max_pool3d.default": ["x3"],
+    "aten._embedding_bag_forward_only.default": ["x0", "x6"],
 }
 STATISTICS = {*normalisation.NORMS, *attention.RULES}  # PyTorch holds their further results for constants
 

@@ -175,7 +175,7 @@ MAXIMA: dict[str, Rule] = {
         f"aten.fractional_max_pool{rank}d.default": IndexMap(map=_chosen(rank), samples=samples)
         for rank, samples in (
             (2, (Sample(T(2, 2, 5, 4), (2, 2), (3, 2), T(2, 2, 2, domain=(0.1, 0.9))),)),
-            (3, (Sample(T(1, 2, 4, 4, 3), (2, 2, 1), (2, 3, 2), T(1, 2, 3, domain=(0.1, 0.9))),)),
+            (3, (Sample(T(1, 2, 4, 5, 3), (2, 2, 1), (2, 3, 2), T(1, 2, 3, domain=(0.1, 0.9))),)),
         )
     },
     "aten.max_pool2d_with_indices_backward.default": IndexMap(
