@@ -1,0 +1,45 @@
+"""Every module of PyTorch's database, in training and in evaluation: value and gradient as autograd has them."""
+
+import warnings
+
+import pytest
+import torch
+
+import pullback
+from module_cases import SEED, Case, case_of, numbers
+
+NAMES = sorted({name for name, _, _ in numbers(1)})
+
+
+def check(name: str, training: bool, number: int) -> None:
+    """Value and gradient, in every parameter and floating argument, under trace."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        case = case_of(name, training, number)
+        if case is not None:
+            agree(case, traced(case), case.theirs())
+
+
+def traced(case: Case) -> list[torch.Tensor]:
+    torch.manual_seed(SEED)
+    value, gradients = pullback.value_and_grad(case.function, tuple(range(len(case.tensors))))(*case.tensors)
+    return [value, *gradients]
+
+
+def agree(case: Case, ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> None:
+    for name, one, other in zip(("value", *case.names), ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_first_call_in_either_mode(name: str) -> None:
+    for training in (True, False):
+        check(name, training, 0)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
+def test_every_call(name: str) -> None:
+    for case, training, number in numbers():
+        if case == name:
+            check(name, training, number)
