@@ -43,7 +43,7 @@ class Case:
 
 
 def numbers(limit: int | None = None) -> Iterator[tuple[str, bool, int]]:
-    """The name, the mode and the number of each of the database's calls, or of the first few of each module and mode."""
+    """The name, the mode and the number of each of the database's calls, or of the first few in each mode."""
     for info in module_db:
         for training in (True, False):
             for k in range(len(_inputs(info, training)[:limit])):

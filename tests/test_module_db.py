@@ -12,12 +12,27 @@ NAMES = sorted({name for name, _, _ in numbers(1)})
 
 
 def check(name: str, training: bool, number: int) -> None:
-    """Value and gradient, in every parameter and floating argument, under trace."""
+    """Value and gradient, in every parameter and floating argument, under trace and under record."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         case = case_of(name, training, number)
         if case is not None:
-            agree(case, traced(case), case.theirs())
+            theirs = case.theirs()
+            agree(case, traced(case), theirs)
+            agree(case, recorded(case), theirs)
+
+
+def recorded(case: Case) -> list[torch.Tensor]:
+    torch.manual_seed(SEED)
+    leaves = [t.clone().requires_grad_() for t in case.tensors]
+    with pullback.record() as tape:
+        value = case.function(*leaves)
+        is_constant = not value.requires_grad
+    if is_constant:
+        return [value, *map(torch.zeros_like, leaves)]
+    gradients = tape.grad(value, leaves, allow_unused=True)
+    pairs = zip(leaves, gradients, strict=True)
+    return [value.detach(), *(torch.zeros_like(t) if g is None else g for t, g in pairs)]
 
 
 def traced(case: Case) -> list[torch.Tensor]:
