@@ -47,7 +47,8 @@ SAMPLES = [
 CURVED = [case for case in SAMPLES if case.values[1] < 2 or not isinstance(RULES[case.values[0]], IndexMap)]
 
 NOT_FOR_PYTORCH = (  # what PyTorch says where it cannot differentiate, or stumbles over its own formula
-    "Autograd not support dtype|not implemented|returned an invalid gradient|not differentiable with respect|Expected a proper Tensor|"
+    "Autograd not support dtype|not implemented|returned an invalid gradient|not differentiable with respect|"
+    "Expected a proper Tensor|"
     r"output_padding is not supported|shape '\[0\]' is invalid"
 )
 CONSTANT_STATISTICS = {  # further results that PyTorch holds for constants
