@@ -50,7 +50,7 @@ INSIDE: dict[str, tuple[Callable[[Tensor], object], str]] = {
         r"\.data of a recorded .* \(float64\[3\]\)",
     ),
     "set_": (lambda x: _read(x).set_(torch.zeros(3)), r"aten.set_.* replaces the memory"),
-    "resize_": (lambda x: _read(x).resize_(2), r"aten.resize_.* replaces the memory of .*float32\[3\]"),
+    "resize_": (lambda x: _read(x).resize_(2), r"float32\[3\].* is given other memory, by resize_"),
     "a leaf in place": (lambda x: x.mul_(2), "a leaf that requires gradients"),
     "out=": (lambda x: torch.add(x, 1, out=torch.empty(3, dtype=torch.float64)), "by out="),
     "foreach in place": (lambda x: torch._foreach_add_([x * 1, x * 2], 1.0), "writes into 2 tensors at once"),
@@ -306,3 +306,24 @@ def test_parallel_wrappers_are_refused(process_group: None) -> None:
     weight = nn.Parameter(distribute_tensor(torch.ones(2, 2), mesh))
     with pullback.record(), pytest.raises(RecordError, match="DTensor"):
         _ = weight * 2
+
+
+def test_fully_sharded_modules_are_refused(process_group: None) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    module = nn.Linear(2, 2)
+    fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+    with pullback.record(), pytest.raises(RecordError, match=rf"fully_shard \(FSDP\) shards[\s\S]*{HERE}"):
+        module(torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("is_leaf", [True, False])
+@pytest.mark.parametrize("name", ["resize_", "resize_as_"])
+def test_other_memory_is_refused_by_name(name: str, is_leaf: bool) -> None:
+    leaf = torch.ones(3, requires_grad=True)
+    arguments = {"resize_": (5,), "resize_as_": (torch.zeros(5),)}[name]
+    with pullback.record():
+        result = leaf * 2
+        with pytest.raises(RecordError, match=rf"given other memory, by {name}\n[\s\S]*{HERE}"):
+            getattr(leaf if is_leaf else result, name)(*arguments)

@@ -51,11 +51,23 @@ def _register_hook(above: Any, function: Any, args: tuple[Any, ...], kwargs: dic
     if _intermediate(above, args[0]) is None:
         return function(*args, **kwargs)
     hook = args[1] if len(args) > 1 else kwargs["hook"]
+    _refuse_distributed(hook)
     index = above.scribe.read(args[0]).index
     hooks = above.scribe.history.hooks.setdefault(index, OrderedDict())
     handle = RemovableHandle(hooks)
     hooks[handle.id] = hook
     return handle
+
+
+def _refuse_distributed(owner: Any) -> None:
+    """Refuse what PyTorch's distributed wrappers hang into autograd, which would wait for a backward pass."""
+    module = getattr(owner, "__module__", "") or ""
+    if module.startswith("torch.distributed"):
+        wrapper = "fully_shard (FSDP)" if ".fsdp" in module else module
+        raise refuse(
+            f"{wrapper} shards and gathers parameters while torch.autograd runs backward, which a record does not do",
+            "Record the module without it, and exchange gradients yourself.",
+        )
 
 
 def _retain_grad(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -108,6 +120,17 @@ def _set_data(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str
     return function(*args, **kwargs)
 
 
+def _other_memory(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A recorded tensor keeps its memory."""
+    history = above.scribe.history
+    if id(args[0]) in history.bindings or id(args[0]) in history.constants:
+        raise refuse(
+            f"a recorded tensor ({describe(args[0])}) is given other memory, by {function.__name__}",
+            "Compute a new tensor instead, or do it after the derivative.",
+        )
+    return above.call(function, args, kwargs)
+
+
 def _array(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """An array that shares memory with a recorded tensor cannot be written to."""
     array = above.call(function, args, kwargs)
@@ -155,6 +178,7 @@ INTERCEPTED: dict[Any, Interceptor] = {
     _OWN.grad.__set__: plain,
     _OWN.grad_fn.__get__: _get_grad_fn,
     _OWN.is_leaf.__get__: _get_is_leaf,
+    **dict.fromkeys((_OWN.resize_, _OWN.resize_as_), _other_memory),
     Tensor.numpy: _array,
     Tensor.__array__: _array,
 }
@@ -186,6 +210,7 @@ def function_handler(tape: Any) -> Any:
             return plain(*args, **kwargs)
         if scribe.paused or not torch.is_grad_enabled() or not scribe.is_active(args):
             return plain(*args, **kwargs)
+        _refuse_distributed(cls)
         if cls is private.BackwardHookFunction:
             raise refuse(_MODULE_HOOKS, _MODULE_HOOKS_WAY_OUT)
         if is_checkpoint(cls):
