@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -380,3 +381,28 @@ def test_dropout_uses_the_mask_that_was_drawn() -> None:
             y = F.dropout(x, 0.4)
             loss = y.sum()
         torch.testing.assert_close(tape.grad(loss, x), (y / x).detach(), rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["pinv", "lstsq", "svd", "solve", "eigh", "exp of a conjugate"])
+def test_complex_values_are_what_they_are_without_a_record(name: str) -> None:
+    """Below a mode PyTorch forgets lazy conjugation: `linalg.pinv` would compute something else."""
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "pinv": torch.linalg.pinv,
+        "lstsq": lambda a: torch.linalg.lstsq(a, a[:, :1] * 2, driver="gels").solution,
+        "svd": lambda a: torch.linalg.svd(a).S,
+        "solve": lambda a: torch.linalg.solve(a.mH @ a, a.mH),
+        "eigh": lambda a: torch.linalg.eigh(a.mH @ a).eigenvalues,
+        "exp of a conjugate": lambda a: a.mH.exp() * a.conj().T.sin(),
+    }
+    f = functions[name]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 3, dtype=torch.complex128, generator=generator).requires_grad_()
+    u = torch.ones_like(f(x.detach()))
+    with reference():
+        (expected,) = torch.autograd.grad(f(x), x, u)
+    with pullback.record() as tape:
+        y = f(x)
+        inside = tape.grad(y, x, u)
+    torch.testing.assert_close(y.detach(), f(x.detach()))
+    torch.testing.assert_close(tape.grad(y, x, u), expected)
+    torch.testing.assert_close(inside, expected)

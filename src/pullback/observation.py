@@ -129,6 +129,19 @@ def _refuse_transforms() -> None:
         )
 
 
+def call(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call an operator from below autograd.
+
+    There PyTorch forgets that a tensor is lazily conjugated, so that a kernel which conjugates inside (`linalg.pinv`)
+    computes something else; with complex operands it is reminded.
+    """
+    for argument in args:
+        if isinstance(argument, Tensor) and argument.is_complex():
+            with private.lazy_conjugation():
+                return op(*args, **kwargs)
+    return op(*args, **kwargs)
+
+
 class Below(private.TorchDispatchMode):
     """Sees each ATen operator, with autograd already past."""
 
@@ -148,7 +161,7 @@ class Below(private.TorchDispatchMode):
         """Make one call, and write it down if it has a derivative."""
         kwargs, scribe = kwargs or {}, self.scribe
         if scribe.paused:
-            return op(*args, **kwargs)
+            return call(op, args, kwargs)
         recipe = RECIPES.get(op)
         if recipe is None and not isinstance(op, private.OpOverload):
             way_out = "Write it as Python's own control flow, which a record follows."
@@ -159,17 +172,17 @@ class Below(private.TorchDispatchMode):
             return write(scribe, recipe, args, kwargs, self)
         if kind is Kind.CONSTANT:
             _refuse_parallel(op, args)
-            return op(*args, **kwargs)
+            return call(op, args, kwargs)
         enabled = THREAD.enabled if THREAD.inside else torch.is_grad_enabled()
         if kind is Kind.NODE and enabled and not kwargs and recipe.is_plain:
             references = scribe.plain_references(args)
             if references is not None:
-                result = op(*args)
+                result = call(op, args, kwargs)
                 if references:
                     scribe.record_plain(recipe, references, args, result)
                 return result
         if not enabled or not (scribe.is_active(args) or (kwargs and scribe.is_active(kwargs.values()))):
-            return op(*args, **kwargs)
+            return call(op, args, kwargs)
         if kind is Kind.DECOMPOSED:
             with decomposing(), self:
                 result = recipe.body(*args, **kwargs)  # type: ignore[misc]
@@ -182,7 +195,7 @@ class Below(private.TorchDispatchMode):
         if op is AS_STRIDED:
             return scribe.bind_view(op(*args, **kwargs), scribe.slots_of(args[0])[1]).tensor
         operands, keywords = scribe.references(recipe, args), scribe.keywords(kwargs)
-        result = op(*args, **kwargs)
+        result = call(op, args, kwargs)
         scribe.record(recipe, operands, keywords, result, scribe.root_of(args[0]) if kind is Kind.VIEW else None)
         return result
 

@@ -174,6 +174,19 @@ def can_decompose(op: Any) -> bool:
     return bool(op._can_decompose())
 
 
+_include_set: Callable[[], Any] = _private("torch._C:_dispatch_tls_local_include_set")
+_exclude_set: Callable[[], Any] = _private("torch._C:_dispatch_tls_local_exclude_set")
+_ForceDispatchKeyGuard: Any = _private("torch._C:_ForceDispatchKeyGuard")
+_DispatchKey: Any = _private("torch._C:DispatchKey")
+_DispatchKeySet: Any = _private("torch._C:DispatchKeySet")
+
+
+def lazy_conjugation() -> Any:
+    """A context in which kernels below a mode resolve what is lazily conjugated or negated, as they do elsewhere."""
+    lazy = _DispatchKeySet(_DispatchKey.Conjugate) | _DispatchKeySet(_DispatchKey.Negative)
+    return _ForceDispatchKeyGuard(_include_set(), _exclude_set() - lazy)
+
+
 plain_apply: Any = _private("torch._C:_FunctionBase").__dict__["apply"]
 
 
