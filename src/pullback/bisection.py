@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .compilation import OrderName, Task, compile_derivative, differentiated_values, jvp_task, vjp_task
 from .differences import Point, floating_outputs, random_direction, slope
+from .dtypes import torch_dtype
 from .emit.python import Program
 from .graph import Graph, Node, Value, values_in
 from .rules import RULES
@@ -129,7 +130,7 @@ def single(node: Node, point: Point, fuse: bool) -> Part:
 
 def _as(value: Value, tensor: Tensor) -> Tensor:
     """A tensor in the dtype that the graph has for it."""
-    return tensor.to(getattr(torch, value.dtype)) if value.is_floating else tensor
+    return tensor.to(torch_dtype(value.dtype)) if value.is_floating else tensor
 
 
 def _ones(values: Sequence[Value]) -> dict[Value, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import torch_private as private
-from .dtypes import torch_dtype
+from .dtypes import device_name, dtype_name, torch_dtype
 from .graph import Graph, Value
 from .keys import held, remember
 from .library import LIBRARY
@@ -80,7 +80,7 @@ class _Recording:
 
 
 def _value_like(tensor: Tensor, name: str) -> Value:
-    return Value(name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), str(tensor.device))
+    return Value(name, tuple(tensor.shape), dtype_name(tensor.dtype), device_name(tensor.device))
 
 
 def _types(values: Sequence[Any]) -> list[str]:

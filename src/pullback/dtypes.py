@@ -1,10 +1,11 @@
-"""Dtypes and devices: the names that graphs have for them, and PyTorch's objects."""
+"""Dtypes and devices: the names that graphs have for them, PyTorch's objects, and tensors of a value's type."""
 
 from functools import cache, lru_cache
 
 import torch
 
 from .errors import GraphError
+from .graph import Value
 
 
 @cache
@@ -25,3 +26,13 @@ def torch_dtype(name: str) -> torch.dtype:
     if not isinstance(dtype, torch.dtype):
         raise GraphError(f"{name!r} is no dtype of PyTorch's")
     return dtype
+
+
+def zeros_of(value: Value) -> torch.Tensor:
+    """Zeros of the type of a value."""
+    return torch.zeros(value.shape, dtype=torch_dtype(value.dtype), device=value.device)
+
+
+def empty_of(value: Value) -> torch.Tensor:
+    """A tensor of the type of a value, whose entries nobody reads."""
+    return torch.empty(value.shape, dtype=torch_dtype(value.dtype), device=value.device)

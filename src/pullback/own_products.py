@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .compilation import compile_derivative, vjp_task
-from .dtypes import torch_dtype
+from .dtypes import zeros_of
 from .emit.python import Program, emit_python
 from .errors import MissingRuleError
-from .graph import Graph, Value, live_nodes
+from .graph import Graph, live_nodes
 from .keys import held
 from .library import LIBRARY
 from .own_derivatives import PRODUCTS, OwnDerivative
@@ -71,11 +71,7 @@ def _program(own: OwnDerivative, key: object, make: Callable[[], Program]) -> Pr
 
 
 def _zeros(own: OwnDerivative) -> list[Tensor]:
-    return [_zero(v) for v in own.graph.inputs[: own.results]]
-
-
-def _zero(value: Value) -> Tensor:
-    return torch.zeros(value.shape, dtype=torch_dtype(value.dtype), device=value.device)
+    return [zeros_of(v) for v in own.graph.inputs[: own.results]]
 
 
 def _check_zero(own: OwnDerivative, saved: Tensors) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .compilation import compile_derivative, jvp_task, vjp_task
-from .dtypes import torch_dtype
+from .dtypes import zeros_of
 from .emit.python import Program, emit_python
 from .errors import CaptureError
 from .graph import Graph, Value, live_nodes
@@ -111,7 +111,7 @@ def _pulls(cotangents: Tensors, operands: Tensors, key: int) -> list[Tensor]:
 
 def _pull(cotangent: Tensor, operands: Tensors, key: int, output: int, operand: int) -> Tensor:
     region: Region = held(key)
-    cotangents = [cotangent if k == output else _zero(region.results[k]) for k in floating(region.results)]
+    cotangents = [cotangent if k == output else zeros_of(region.results[k]) for k in floating(region.results)]
     return _pulls(cotangents, operands, key)[operand].clone()
 
 
@@ -122,10 +122,6 @@ def _push(tangent: Tensor, operands: Tensors, key: int, output: int, operand: in
     tangents = [tangent if k == operand else torch.zeros_like(operands[k]) for k in numbers]
     results = _PUSHES[region.op](region, operands, tangents)
     return results[floating(region.results).index(output)].clone()
-
-
-def _zero(value: Value) -> Tensor:
-    return torch.zeros(value.shape, dtype=torch_dtype(value.dtype), device=value.device)
 
 
 def _vjp(graph: Graph) -> Graph:

@@ -6,10 +6,8 @@ A product is one operator in a compiled program, and has no rule.  A trace of th
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from .capture import capture
-from .dtypes import torch_dtype
+from .dtypes import empty_of
 from .emit.python import emit_python
 from .graph import Graph, Node, Value
 from .own_derivatives import PRODUCTS
@@ -31,13 +29,9 @@ def differentiable(graph: Graph) -> Graph:
 
 def captured_like(function: Callable[..., Any], inputs: tuple[Value, ...]) -> Graph:
     """A function of tensors of these types as a graph."""
-    flat, spec = tree_flatten((tuple(map(_empty, inputs)), {}))
+    flat, spec = tree_flatten((tuple(map(empty_of, inputs)), {}))
     names = [value.name for value in inputs]
     return capture(function, flat, spec, keep=frozenset(RULES), names=names).graph
-
-
-def _empty(value: Value) -> torch.Tensor:
-    return torch.empty(value.shape, dtype=torch_dtype(value.dtype), device=value.device)
 
 
 def _is_product(node: Node) -> bool:

@@ -7,6 +7,7 @@ from ..graph import Value
 from ..keys import held
 from ..regions import REGIONS, Region, floating
 from ..terms import HOLE, Application, Kernel, Part
+from .kernels import cotangent_or_zeros
 from .kinds import Call, Rule
 
 
@@ -25,16 +26,10 @@ def _pull(call: Call, cotangents: Sequence[Value | None], wanted: Sequence[bool]
     """All operands at once."""
     operands, key = call.node.args
     region: Region = held(key)
-    given = tuple(_known(call, cotangents[k], region.results[k]) for k in floating(region.results))
+    given = tuple(cotangent_or_zeros(call, cotangents[k], region.results[k]) for k in floating(region.results))
     types = [(v.shape, v.dtype) if v.is_floating else None for v in operands]
     found = iter(call.builder.node("pullback.region_pulls.default", (given, operands, key), types))
     return tuple(next(found) if v.is_floating else None for v in operands)
-
-
-def _known(call: Call, cotangent: Value | None, like: Value) -> Value:
-    if cotangent is not None:
-        return cotangent
-    return call.builder.node("zeros", (like.shape, like.dtype), [(like.shape, like.dtype)])[0]
 
 
 CONTROL: dict[str, Rule] = {op: Control(pull=_pull) for op in REGIONS}

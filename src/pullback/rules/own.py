@@ -12,6 +12,7 @@ from ..graph import Node, Value
 from ..keys import held
 from ..own_derivatives import ATTACH, FUNCTION, OwnDerivative
 from ..terms import HOLE, Application, Kernel, Part
+from .kernels import cotangent_or_zeros
 from .kinds import Call, Rule
 
 
@@ -43,17 +44,12 @@ def _pull(call: Call, cotangents: Sequence[Value | None], wanted: Sequence[bool]
     values, inputs, _, key = call.node.args
     own: OwnDerivative = held(key)
     pairs = zip(cotangents, own.graph.inputs[: own.results], strict=True)
-    given = tuple(_zeros(call, like) if c is None else c for c, like in pairs)
+    given = tuple(cotangent_or_zeros(call, c, like) for c, like in pairs)
     types = [None if out is None else (v.shape, v.dtype) for out, v in zip(own.graph.outputs, inputs, strict=True)]
     found = call.builder.node("pullback.own_pulls.default", (given, saved_values(call.node, own), key), types)
     pulled = iter(found)
     of_inputs = [None if t is None else next(pulled) for t in types]
     return (*[None] * len(values), *of_inputs, *[None] * (len(call.operands) - len(values) - len(inputs)))
-
-
-def _zeros(call: Call, like: Value) -> Value:
-    """What stands for the cotangent of a result that nobody differentiates."""
-    return call.builder.node("zeros", (like.shape, like.dtype), [(like.shape, like.dtype)])[0]
 
 
 @dataclass(frozen=True)
