@@ -117,8 +117,15 @@ CONTROL = (
     ("{n} = max([{x}, {x} * 1.5], key=lambda t: t.sum().item())",),
 )
 MOST = {
-    "unary": 4, "binary": 4, "reduction": 1, "along": 2, "view": 3,
-    "product": 1, "cast": 1, "write": 3, "control": 2,
+    "unary": 4,
+    "binary": 4,
+    "reduction": 1,
+    "along": 2,
+    "view": 3,
+    "product": 1,
+    "cast": 1,
+    "write": 3,
+    "control": 2,
 }
 
 

@@ -24,7 +24,7 @@ Function = Callable[..., Tensor]
 
 
 def branch(x: Tensor, w: Tensor) -> Tensor:
-    return torch.cond(x.sum() > 0.5, lambda x: (x.sin() * w * CLOSED), lambda x: x * x * w, (x,)).sum() * w
+    return torch.cond(x.sum() > 0.5, lambda x: x.sin() * w * CLOSED, lambda x: x * x * w, (x,)).sum() * w
 
 
 def branch_in_python(x: Tensor, w: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     17: ("recorded_functions",),
     16: ("compilation", "differences", "purity", "retracing", "encoding", "scribe"),
     15: ("emit", "passes", "calibration", "evaluation", "notation", "recipes"),
-    14: ("rules", "planner"),
+    14: ("rules", "planner", "native"),
     13: ("stages", "cost"),
     12: ("signature",),
     11: ("environment", "impurity", "changes"),
@@ -52,7 +52,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     2: ("parts",),
     1: ("index", "own_derivatives", "regions", "promotion"),
     0: ("graph",),
-    -1: ("errors", "collection", "keys"),
+    -1: ("errors", "collection", "keys", "private_files"),
 }
 STOREY = {module: storey for storey, modules in LAYERS.items() for module in modules}
 

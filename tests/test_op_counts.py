@@ -23,8 +23,7 @@ from pullback.transform import find
 from support import reference
 
 VIEWS = (
-    "t view _unsafe_view transpose permute squeeze unsqueeze expand select slice detach alias "
-    "split unsafe_split unbind"
+    "t view _unsafe_view transpose permute squeeze unsqueeze expand select slice detach alias split unsafe_split unbind"
 )
 CLASSES = dict.fromkeys(VIEWS.split(), "view") | {
     "split_with_sizes": "view",

@@ -61,5 +61,3 @@ def test_gradients_through_loops_of_different_lengths_equal_those_of_autograd(ce
 def _by_autograd(run, x: torch.Tensor, y: torch.Tensor):
     with reference():
         return TorchEngine(run.network, run.problem.criterion).loss_and_gradients(x, y)
-
-

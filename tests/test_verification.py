@@ -217,6 +217,7 @@ def test_a_nan_that_came_in() -> None:
 
 def test_against_an_independent_search() -> None:
     """The node that is named is the first, in PyTorch's own run, whose result is not finite."""
+
     def f(x: Tensor) -> Tensor:
         y = (x - 1).exp()
         z = (y - y).reciprocal()

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import platform
-import stat
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from .cost import CostModel, shipped_model
 from .dtypes import dtype_name, torch_dtype
 from .errors import ArgumentError
 from .graph import FLOATING, Value
+from .private_files import cache_directory, is_private
 
 SAMPLES, SECONDS = 100, 0.001  # how often each piece of work is timed, and for how long
 _FIGURES = ("launch", "view", "multiplication", "entry", "heavy")
@@ -107,25 +107,14 @@ def _key(device: str, dtype: str) -> str:
     return " ".join(map(str, parts))
 
 
-def _directory() -> Path:
-    given = os.environ.get("PULLBACK_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pullback"
-
-
 def _path(key: str) -> Path:
-    return _directory() / f"cost-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-
-
-def _is_private(path: Path) -> bool:
-    """Whether only this user could have written what lies there."""
-    status = path.lstat()
-    return stat.S_IMODE(status.st_mode) & 0o022 == 0 and (not hasattr(os, "getuid") or status.st_uid == os.getuid())
+    return cache_directory() / f"cost-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def _read(path: Path, key: str) -> CostModel | None:
     """A model that was written for this key; None for anything else, whatever is wrong with it."""
     try:
-        if not _is_private(path.parent) or not _is_private(path):
+        if not is_private(path.parent) or not is_private(path):
             return None
         found = json.loads(path.read_text(encoding="utf-8"))
         figures = [found[name] for name in _FIGURES]
@@ -139,7 +128,7 @@ def _read(path: Path, key: str) -> CostModel | None:
 def _write(path: Path, key: str, model: CostModel) -> None:
     """Write a whole file or none, in a directory that is this user's alone."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not _is_private(path.parent):
+    if not is_private(path.parent):
         raise PermissionError(f"{path.parent} can be written by others: make it private, or set PULLBACK_CACHE")
     handle, temporary = tempfile.mkstemp(dir=path.parent)
     try:

@@ -92,6 +92,12 @@ class AutogradError(PullbackError):
     """A result belongs into PyTorch's autograd graph, and cannot be put there."""
 
 
+class NativeError(PullbackError):
+    """A program could not be made into machine code; another back end makes it instead."""
+
+    names_line = False
+
+
 class UnsupportedTorchError(PullbackError, ImportError):
     """The installed PyTorch lacks a private interface that `pullback` uses; names the supported versions."""
 

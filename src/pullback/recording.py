@@ -326,6 +326,7 @@ def _differentiable(tensor: Tensor) -> bool:
 
 # Above autograd ------------------------------------------------------------------------------------------------------
 
+
 class Frontier(TorchFunctionMode):
     """See each torch function before autograd does: lift the tensors it reads, refuse to read their values."""
 

@@ -149,9 +149,7 @@ def _before_chain(chain: Chain, right: Jac, realiser: Realiser) -> Jac:
     return right
 
 
-def _compose_parts(
-    a: Term | Kernel, b: Term | Kernel, left: Jac, right: Jac, realiser: Realiser
-) -> tuple[Part, ...]:
+def _compose_parts(a: Term | Kernel, b: Term | Kernel, left: Jac, right: Jac, realiser: Realiser) -> tuple[Part, ...]:
     if isinstance(b, Kernel):
         if isinstance(a, Kernel):
             eye = realiser.identity(right.in_shape, right.in_dtype)
@@ -348,6 +346,7 @@ def compose_patterns(left: Iterable[Pattern], right: Iterable[Pattern], shape: t
             if product is not None:
                 products.add(term_pattern(product))
     return frozenset(products)
+
 
 __all__ = [
     "HOLE",

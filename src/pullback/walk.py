@@ -25,6 +25,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 MODULE_STATE = ("_parameters", "_buffers", "_modules", *HOOKS)
 SUBCLASSED_VALUES = (int, float, complex, str, bytes)
 
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """Something the function can reach: its object, the local name of the lookup that reads it, its name for people."""

@@ -98,10 +98,7 @@ slice_scatter.default select_scatter.default diagonal_scatter.default
 dist.default ldexp.Tensor im2col.default col2im.default
 """
 _PADDINGS = [
-    f"{kind}_pad{rank}d{way}"
-    for kind in ("reflection", "replication")
-    for rank in (1, 2)
-    for way in ("", "_backward")
+    f"{kind}_pad{rank}d{way}" for kind in ("reflection", "replication") for rank in (1, 2) for way in ("", "_backward")
 ]
 
 # Entries of other tables whose formulas hold for complex operands, which the tests check with such ones.

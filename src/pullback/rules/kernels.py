@@ -85,6 +85,8 @@ def given(*arguments: Symbol | None) -> list[int | None]:
     for argument in arguments:
         numbers.append(None if argument is None else sum(n is not None for n in numbers))
     return numbers
+
+
 def cotangent_or_zeros(call: Call, given: Value | None, like: Value) -> Value:
     """A result's cotangent as an operand; zeros of its type for a result that nobody differentiates."""
     if given is not None:
