@@ -80,8 +80,8 @@ def build(source: str, flags: Sequence[str] = ()) -> ctypes.CDLL:
         source: a whole file of C.
         flags: further flags of the compiler's, such as "-O3".
 
-    Raises NativeError: there is no compiler, it refuses the source, takes longer than a minute, or is told to be inexact
-        (by `CC`); or what it makes cannot be loaded.
+    Raises NativeError: there is no compiler, it refuses the source, takes longer than a minute, or is told by `CC` to
+        be inexact; or what it makes cannot be loaded.
 
     Cost: the compiler's at the first time on a machine; later 0.1 ms for each 100 kB; nothing in the same process.
     """
@@ -138,7 +138,7 @@ def is_there() -> bool:
 
 @cache
 def has_vector_math() -> bool:
-    """Whether the C library has functions such as sin for whole vectors (glibc's libmvec) that the compiler can call."""
+    """Whether the C library has functions such as sin for whole vectors (glibc's libmvec), and the compiler calls them."""
     if sys.platform != "linux" or platform.machine() != "x86_64" or not toolchain().is_gcc:
         return False
     try:
