@@ -138,7 +138,7 @@ def is_there() -> bool:
 
 @cache
 def has_vector_math() -> bool:
-    """Whether the C library has functions such as sin for whole vectors (glibc's libmvec), and the compiler calls them."""
+    """Whether the C library has functions such as sin for whole vectors (glibc's libmvec) and GCC can call them."""
     if sys.platform != "linux" or platform.machine() != "x86_64" or not toolchain().is_gcc:
         return False
     try:
