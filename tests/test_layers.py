@@ -43,7 +43,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     11: ("environment", "impurity", "changes"),
     10: ("walk",),
     9: ("capture", "guards", "namespaces"),
-    8: ("detachment", "effects", "user_functions", "control_flow"),
+    8: ("detachment", "effects", "user_functions", "control_flow", "strides"),
     7: ("recording", "structure", "titles", "history", "leaves"),
     6: ("provenance", "shared_settings", "function_calls", "reads", "composites", "decompositions", "nested", "tapes"),
     5: ("torch_private", "dtypes", "library", "geometry", "matrix_functions"),

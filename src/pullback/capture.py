@@ -40,7 +40,8 @@ from .recording import (
     unsupported_kind,
 )
 from .shared_settings import EAGER, FOLDING, UNCOMPILED, WITHOUT_FASTPATH, WITHOUT_MKLDNN
-from .torch_private import schema
+from .strides import STRIDED
+from .torch_private import schema, storage
 from .user_functions import attach_operator, own_functions
 
 PASSES = 3  # decompositions may themselves write in place, which the next pass removes
@@ -56,6 +57,7 @@ class Captured:
     out_spec: the structure of the result, whose leaves are `graph.outputs`: values, or Python constants.
     returned: by number of an output, the input that is written into and then returned itself.
     recorded: the inputs that are written into with gradients on.
+    placed: the numbers of the inputs for whose places in memory the graph was made.
     """
 
     graph: Graph
@@ -64,6 +66,7 @@ class Captured:
     out_spec: Any
     returned: Mapping[int, Value]
     recorded: frozenset[Value]
+    placed: frozenset[int] = frozenset()
 
 
 def capture(
@@ -207,7 +210,7 @@ def decompositions(keep: frozenset[str]) -> Mapping[Any, Callable[..., Any]]:
     aten = torch.ops.aten
     without = {DETACH, aten.lift_fresh.default, aten.lift_fresh_copy.default}
     without.add(aten.bernoulli.default)  # taken apart, it would draw other numbers than eager
-    table = {**private.core_decompositions(), **DECOMPOSITIONS}
+    table = {**private.core_decompositions(), **DECOMPOSITIONS, **STRIDED}
     return {op: body for op, body in table.items() if op not in without and str(op) not in keep}
 
 
@@ -334,7 +337,9 @@ def _assemble(
     changed = dict(graph.mutations)
     returned = {k: by_key[key] for k, key in beyond.returned.items() if by_key.get(key) in changed}
     recorded = frozenset(by_key[key] for key in beyond.recorded if key in by_key)
-    return Captured(graph, tuple(tensor for _, tensor, _ in lifted), flags, out_spec, returned, recorded)
+    fakes = [*inputs, *(fake for _, _, fake in lifted)]
+    placed = frozenset(k for k, fake in enumerate(fakes) if storage(fake) in trace.placed)
+    return Captured(graph, tuple(tensor for _, tensor, _ in lifted), flags, out_spec, returned, recorded, placed)
 
 
 def _live(steps: list[Step], wanted: set[int]) -> tuple[list[Step], set[int]]:

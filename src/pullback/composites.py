@@ -187,6 +187,17 @@ def gaussian_nll_loss(
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
 
 
+def kron(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """As `torch.kron`, by views whose changes in place PyTorch counts."""
+    if out is not None:
+        return torch.kron(input, other, out=out)
+    rank = max(input.dim(), other.dim())
+    outer, inner = ((*(1,) * (rank - x.dim()), *x.shape) for x in (input, other))
+    left = input.reshape([n for size in outer for n in (size, 1)])
+    product = left * other.reshape([n for size in inner for n in (1, size)])
+    return product.reshape([n * m for n, m in zip(outer, inner, strict=True)])
+
+
 def linear_cross_entropy(*args: Any, options: Any = None, **kwargs: Any) -> Tensor:
     """As `torch.nn.functional.linear_cross_entropy`, in one piece: its chunks compute derivatives of their own."""
     return functional.linear_cross_entropy(*args, **kwargs)
@@ -208,6 +219,8 @@ COMPOSITES: dict[Any, Callable[..., Any]] = {
     **{function: recurrent(function) for function in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)},
     torch.Tensor.corrcoef: corrcoef,
     torch.combinations: combinations,
+    torch.kron: kron,
+    torch.Tensor.kron: kron,
     torch.narrow: narrow,
     torch.Tensor.narrow: narrow,
     functional.gaussian_nll_loss: gaussian_nll_loss,

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .errors import RecordError
+
 
 @dataclass(frozen=True)
 class Select:
@@ -77,6 +79,21 @@ def _slice(view: Tensor, root: Tensor, offset: int) -> Slice | None:
 
 
 def _scattered(view: Tensor, root: Tensor, offset: int) -> Scattered:
-    numbers = torch.empty_strided(root.shape, root.stride(), dtype=torch.int64, device=root.device)
-    numbers.copy_(torch.arange(root.numel(), device=root.device).reshape(root.shape))
-    return Scattered(numbers.as_strided(view.shape, view.stride(), offset).contiguous())
+    """Raises RecordError for a view of memory that is not the root's."""
+    entries, reach = _extent(root), offset + _extent(view)
+    numbers = torch.full((max(entries, reach),), -1, dtype=torch.int64, device=root.device)
+    own = numbers.as_strided(root.shape, root.stride())
+    own.copy_(torch.arange(root.numel(), device=root.device).reshape(root.shape))
+    positions = numbers.as_strided(view.shape, view.stride(), max(offset, 0))
+    if offset < 0 or (positions < 0).any():
+        raise RecordError(
+            f"as_strided reads memory outside of its operand (entries {offset} to {reach - 1} of {entries}), whose "
+            "derivative is not known: use the tensor that all of the memory belongs to"
+        )
+    return Scattered(positions.contiguous())
+
+
+def _extent(tensor: Tensor) -> int:
+    """How many places there are from the first entry of a tensor to its last."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return 1 + sum((size - 1) * stride for size, stride in steps) if tensor.numel() else 0

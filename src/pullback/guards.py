@@ -162,6 +162,12 @@ def _layout_guard(name: str, tensor: torch.Tensor) -> list[str]:
     return [f"not {name}.is_contiguous()" if tensor.is_contiguous() else f"{name}.stride() != {tensor.stride()}"]
 
 
+def guard_place(script: Script, name: str, tensor: torch.Tensor) -> None:
+    """Guard where in its memory a tensor begins."""
+    expected, seen = int(tensor.storage_offset()), f"{name}.storage_offset()"
+    script.miss_if(f"{seen} != {expected}", f"the storage offset of {describe(tensor)}", str(expected), seen)
+
+
 def guard_identity(script: Script, name: str, value: Any, text: str) -> None:
     """Guard that an object is the very one.  Only for what may be kept alive: code, classes, modules, constants."""
     script.miss_if(f"{name} is not {script.constant(value)}", text, describe(value), f"describe({name})")

@@ -19,13 +19,12 @@ from . import torch_private as private
 from .composites import COMPOSITES
 from .interception import INTERCEPTED, KERNELS, Interceptor, is_initialisation, plain
 from .mutations import ADAPTED, write
-from .recipes import RECIPES, Kind, recipe_of
+from .recipes import AS_STRIDED, RECIPES, Kind, recipe_of
 from .recorded_functions import record_operator
 from .recording import CURRENT
 from .scribe import Scribe, refuse
 from .tapes import THREAD, decomposing
 
-AS_STRIDED = torch.ops.aten.as_strided.default  # has no rule, for it reads the strides of its operand
 _PARALLEL = ("DistributedDataParallel.forward", "FullyShardedDataParallel.forward")
 
 

@@ -51,11 +51,12 @@ class Recipe:
     is_plain: bool = True
 
 
+AS_STRIDED = torch.ops.aten.as_strided.default
 _numbers = count()
 RECIPES: dict[Any, Recipe] = {}
 _SCALED = ("mul", "div", "add", "sub", "rsub")
 _LIFTED = frozenset(f"aten.{op}.{overload}" for op in _SCALED for overload in ("Tensor", "Scalar"))
-_VIEWS = frozenset(("aten._unsafe_view.default", "aten._reshape_alias.default"))
+_VIEWS = frozenset(("aten._reshape_alias.default",))  # `_unsafe_view` is none, as PyTorch counts changes
 _DRAWS = frozenset(
     f"{name}_" for name in "bernoulli cauchy exponential geometric log_normal normal random uniform".split()
 )
@@ -98,6 +99,8 @@ def _make(op: Any) -> Recipe:
         kind = Kind.VIEW if _is_view(op) else Kind.NODE
         lifted = frozenset((1,)) if name in _LIFTED else frozenset()
         return Recipe(op, kind, name, next(_numbers), lifted, is_plain=not name.startswith("aten.index"))
+    if op is AS_STRIDED:  # it reads the memory of its operand, which is as it is
+        return Recipe(op, Kind.VIEW, name, next(_numbers))
     body = BODIES.get(op) or decompositions(frozenset(RULES)).get(op)
     if body is None and private.can_decompose(op):
         body = op.decompose

@@ -71,6 +71,8 @@ class Trace:
     is_final: whether nothing is going to differentiate what is captured.
     statistics: memory that nested programs write into without a derivative.
     own_derivatives: keys of those that the function brings along.
+    originals: the tensors that fakes of inputs stand for, by the memory of the fakes.
+    placed: of these, the ones whose places in memory were asked for.
     """
 
     inside_transform: bool = False
@@ -83,6 +85,8 @@ class Trace:
     is_final: bool = False
     statistics: set[int] = field(default_factory=set)
     own_derivatives: list[Any] = field(default_factory=list)
+    originals: dict[int, Tensor] = field(default_factory=dict)
+    placed: set[int] = field(default_factory=set)
 
     def owns(self, tensor: Tensor) -> bool:
         """Whether a tensor is a fake of this trace, perhaps inside wrappers of a `vmap` that the function calls."""
@@ -95,7 +99,22 @@ class Trace:
     def fake(self, tensor: Tensor) -> Tensor:
         """A fake with the shape, strides, dtype and device of a tensor, whose values are never looked at."""
         with private.disable_current_modes(), self.mode:
-            return torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+            fake = torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+        self.originals[storage(fake)] = self.originals[storage(tensor)] if self.owns(tensor) else tensor
+        return fake
+
+    def offset_of(self, fake: Tensor) -> int | None:
+        """Where a fake begins in its memory; of an input, where the real tensor does, or None if nobody can tell."""
+        original = self.originals.get(storage(fake))
+        if original is None:
+            return int(fake.storage_offset())
+        self.placed.add(storage(fake))
+        if private.is_traced(original):
+            outer = self._outer
+            begin = outer.offset_of(original) if outer is not None and outer.owns(original) else None
+        else:
+            begin = int(original.storage_offset())
+        return None if begin is None else begin + int(fake.storage_offset())
 
     def lift(self, tensor: Tensor) -> Tensor:
         """The fake that stands for a tensor of the function's surroundings; the same fake each time."""

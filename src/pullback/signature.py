@@ -21,6 +21,7 @@ from .guards import (
     Lookup,
     Script,
     describe,
+    guard_place,
     guard_settings,
     guard_tensor,
     guard_value,
@@ -48,6 +49,7 @@ class Entry:
     traced: whether the call was part of a trace, transform or record in progress.
     reusable: whether it may be kept; sizes or constants that belong to an outer trace may not.
     constants: the tensors that the trace itself made.
+    placed: the numbers of the tensors whose places in memory are guarded.
     """
 
     program: Any
@@ -57,6 +59,7 @@ class Entry:
     reusable: bool
     script: Script = field(repr=False)
     constants: tuple[torch.Tensor, ...] = field(default=(), repr=False)
+    placed: frozenset[int] = frozenset()
 
     def explain(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         """Why the program does not fit a call, with the old and the new value; None if it does."""
@@ -71,6 +74,7 @@ def make_entry(
     constants: Sequence[bool],
     program: Any,
     before: Before | None = None,
+    placed: frozenset[int] = frozenset(),
 ) -> Entry:
     """The entry for a program that was compiled for this call.
 
@@ -78,6 +82,7 @@ def make_entry(
     constants: for each of these, whether the trace itself made it, so that it is no variable of the user's.
     before: what `check_arguments` returned before f was captured; if f has changed what it reads since, its program
         does not fit the next call.
+    placed: the numbers of the tensors for whose places in memory the program was compiled.
 
     Raises:
         ArgumentError: an argument is neither a tensor nor anything that can be compared at the next call.
@@ -86,13 +91,15 @@ def make_entry(
     script, environment = _guarded(f, args, kwargs)
     change = None if before is None else _change(before, environment, f, args, kwargs)
     flat = [*environment.arguments, *_lifted_names(script, environment, f, lifted, constants)]
-    lookup, code = script.lookup(flat)
     tensors = [*environment.argument_tensors, *lifted]
+    for k in sorted(placed):
+        guard_place(script, flat[k], tensors[k])
+    lookup, code = script.lookup(flat)
     traced = is_transforming() or is_recording() or any(map(is_traced, tensors))
     own = [t for t, constant in zip(lifted, constants, strict=True) if constant]
     static = all(type(size) is int for t in tensors for size in t.shape)
-    reusable = static and change is None and not any(map(is_traced, own))
-    return Entry(program, lookup, code, traced, reusable, script, tuple(own))
+    reusable = static and change is None and not any(map(is_traced, [*own, *(tensors[k] for k in placed)]))
+    return Entry(program, lookup, code, traced, reusable, script, tuple(own), placed)
 
 
 @dataclass(frozen=True)
@@ -343,9 +350,10 @@ class Cache:
         constants: Sequence[bool],
         program: Any,
         before: Before | None = None,
+        placed: frozenset[int] = frozenset(),
     ) -> Entry:
         """Keep a program for calls like this one, and return its entry.  Arguments and errors as of `make_entry`."""
-        entry = make_entry(f, args, kwargs, lifted, constants, program, before)
+        entry = make_entry(f, args, kwargs, lifted, constants, program, before, placed)
         if entry.reusable:
             self._put((key, kind_of(f)), entry)
         return entry

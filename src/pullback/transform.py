@@ -124,6 +124,11 @@ class Transform:
         names = parameter_names(self.f, len(args))
         signature = Signature.of(args, kwargs, names)
         entry, flat = find(self.kind, self.f, args, kwargs, self.backend)
+        if entry.placed:
+            problem = (
+                f"{title(self.f)} reads a tensor by its storage offset, which a compiled function does not compare"
+            )
+            raise ArgumentError(f"{problem}: call as_strided without an offset, on a slice")
         executable: Executable = entry.program
         own, program = signature.lookup(None, args, kwargs), executable.program
         differentiable = executable.recorded
@@ -199,7 +204,8 @@ def find(
             captured, executable = capture_purely(work, before.names, before.generators)
             if kind.is_final:
                 _refuse_changes(before, f, args, kwargs)
-            entry = CACHE.store(key, f, args, kwargs, captured.lifted, captured.constants, executable, before)
+            lifted, constants, placed = captured.lifted, captured.constants, captured.placed
+            entry = CACHE.store(key, f, args, kwargs, lifted, constants, executable, before, placed)
     finally:
         before.put_back()
     return entry, flat_tensors(captured, args, kwargs)

@@ -31,6 +31,7 @@ LOOSER: dict[str, tuple[float, str]] = {
 _UNPOOLED = "where a place is written twice, its backward gives the cotangent to every writer, not to the last alone"
 DISPUTED: dict[str, str] = {
     **{f"nn.functional.max_unpool{rank}d": _UNPOOLED for rank in (1, 2, 3)},
+    "as_strided_scatter": "its backward gives the operand the cotangent of the places that are overwritten",
     "cholesky_inverse": "its forward mode loses most digits where a matrix is close to singular",
     "masked.logaddexp": "its second derivative is NaN where both operands are masked",
     "nn.functional.linear_cross_entropy.chunked": "its second derivative is zero",
