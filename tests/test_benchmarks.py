@@ -1,12 +1,15 @@
 """The benchmarks' own arithmetic, and that their steps still run."""
 
 import importlib
+import json
+import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,3 +61,93 @@ def test_our_step_trains(load: object, name: str) -> None:
     losses = [training.ours(x, y) for _ in range(5)]
     assert losses[-1] < losses[0]
     assert torch.isfinite(losses[-1])
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    """The modules of the table, which are not left behind."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if name.split(".")[0] in {"harness", "comparison", "report", "run", "setup_peers", "peers", "tasks"}:
+            del sys.modules[name]
+
+
+def test_messages_arrive_as_they_were_sent(table: object) -> None:
+    protocol: ModuleType = table("peers.protocol")  # type: ignore[operator]
+    inward, outward = os.pipe()
+    large = np.arange(5000.0).reshape(50, 100)  # fits the pipe: nobody reads while it is written
+    protocol.send(outward, {"do": "prepare", "result": [large, np.array(3)], "facts": {"plan": {"order": "auto"}}})
+    message = protocol.receive(inward, 1)
+    assert message["facts"] == {"plan": {"order": "auto"}}
+    assert [a.tolist() for a in message["result"]] == [large.tolist(), 3]
+    with pytest.raises(protocol.Late):
+        protocol.receive(inward, 0.01)
+    os.close(outward)
+    with pytest.raises(protocol.Closed):
+        protocol.receive(inward, 1)
+    os.close(inward)
+
+
+@pytest.mark.reference  # the peer is torch.func, in a process of its own
+def test_the_table_compares_ours_with_a_peer(
+    table: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run: ModuleType = table("run")  # type: ignore[operator]
+    out = tmp_path / "results.md"
+    given = [
+        "run.py",
+        "--task",
+        "heart dipole",
+        "--peer",
+        "torch.func",
+        "--peer",
+        "limit",
+        "--quick",
+        "--out",
+        str(out),
+    ]
+    monkeypatch.setattr(sys, "argv", given)
+    assert run.main() == 0
+    (row,) = json.loads(out.with_suffix(".json").read_text())["rows"]
+    ours, theirs, limit = (row["cells"][name] for name in ("pullback", "torch.func", "limit"))
+    assert ours["error"] < 1e-14
+    assert theirs["way"] in ("jacrev", "jacfwd")
+    assert theirs["ratio"]["low"] <= theirs["ratio"]["median"] <= theirs["ratio"]["high"]
+    assert limit["problem"] == "not known"
+    assert "| heart dipole | torch.func |" in out.read_text()
+    assert "heart dipole" in capsys.readouterr().out
+
+
+def test_a_peer_that_is_not_there_is_a_cell_with_its_message(table: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    client: ModuleType = table("peers.client")  # type: ignore[operator]
+    monkeypatch.setattr(client, "ENVIRONMENTS", Path("nowhere"))
+    with pytest.raises(client.PeerError, match=r"python benchmarks/setup_peers\.py"):
+        client.Worker(client.PEERS["JAX"])
+    report: ModuleType = table("report")  # type: ignore[operator]
+    comparison: ModuleType = table("comparison")  # type: ignore[operator]
+    row = comparison.Row(
+        "arm", {"pullback": comparison.Cell("jacobian", 0.5, 3e-6), "JAX": comparison.Cell(problem="no")}
+    )
+    assert report.lines_of(row, ["JAX"]) == [
+        ["pullback", "3 µs", "", "500 ms", "jacobian", ""],
+        ["JAX", "", "", "", "no", ""],
+    ]
+
+
+def test_other_results_are_not_taken_for_right_ones(table: object) -> None:
+    comparison: ModuleType = table("comparison")  # type: ignore[operator]
+    right = [np.array([1.0, 4.0])]
+    assert comparison.largest_error([np.array([1.0, 4.4])], right) == pytest.approx(0.1)
+    with pytest.raises(comparison.PeerError, match="shapes"):
+        comparison.largest_error([np.array([[1.0, 4.0]])], right)
+
+
+def test_tasks_are_the_same_in_every_process(table: object) -> None:
+    catalogue: ModuleType = table("tasks.catalogue")  # type: ignore[operator]
+    small = [task for task in catalogue.TASKS.values() if "100000" not in task.name and "sum" not in task.name]
+    for task in small:
+        for first, second in zip(task.arguments(7), task.arguments(7), strict=True):
+            np.testing.assert_array_equal(first, second)
+            assert first.dtype.name in (task.dtype, "int64")

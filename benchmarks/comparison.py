@@ -1,0 +1,155 @@
+"""One row of the table: ours and every peer on one task, in turn."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+from harness import SHORTEST_SAMPLE, WARM_UP, Estimate
+from peers.client import PEERS, Peer, PeerError, Worker
+from tasks.task import Task
+
+OURS = "pullback"
+REFERENCE = "torch.func"  # whose results in float64 all others are compared with
+GRACE = 60  # seconds beyond its budget after which a peer is given up
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to measure.
+
+    pairs: samples of each peer, each next to one of ours.
+    budget: seconds that a peer may take until its first result, and again for its samples.
+    pin: the processor that all workers are bound to.
+    cache: where torch.compile finds what it compiled in another run; None: it compiles anew.
+    """
+
+    pairs: int = 40
+    clock: str = "wall"
+    budget: float = 150
+    backend: str = "auto"
+    pin: int | None = None
+    cache: Path | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one contender was found to take.
+
+    first: seconds of the first call, compilation included.
+    seconds: of a later call; ratio: that over ours, pair by pair; both None where there was no time for samples.
+    once: seconds of the quickest of the calls right after the first.
+    error: the largest difference from the reference, relative to the largest entry.
+    problem: why there is nothing of all that.
+    """
+
+    way: str = ""
+    first: float | None = None
+    once: float | None = None
+    seconds: Estimate | None = None
+    ratio: Estimate | None = None
+    error: float | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A task and its cells, by the names of the peers; ours is among them."""
+
+    task: str
+    cells: dict[str, Cell]
+
+
+@dataclass
+class _Entrant:
+    """A worker that has given its first result; its pairs are seconds a call of ours and its own."""
+
+    name: str
+    worker: Worker
+    cell: Cell
+    calls: int
+    pairs: list[tuple[float, float]] = field(default_factory=list)
+
+
+def compare(task: Task, names: Sequence[str], options: Options, tell: Callable[[str], None]) -> Row:
+    """Measure one task; `tell` is told what is being done."""
+    cells: dict[str, Cell] = {}
+    with ExitStack() as stack:
+        entrants = []
+        reference = _reference(task, options, tell)
+        for name in (OURS, *names):
+            tell(f"{task.name}: first call of {name}")
+            try:
+                entrants.append(_enter(stack, task, name, options, reference))
+            except PeerError as problem:
+                cells[name] = Cell(problem=str(problem))
+        if entrants and entrants[0].name == OURS:
+            _sample(task, entrants, options, tell)
+        cells.update((one.name, _finished(one)) for one in entrants)
+    return Row(task.name, {name: cells[name] for name in (OURS, *names)})
+
+
+def _peer(name: str, options: Options) -> Peer:
+    return Peer(OURS, "ours", None, {"backend": options.backend}) if name == OURS else PEERS[name]
+
+
+def _reference(task: Task, options: Options, tell: Callable[[str], None]) -> list[numpy.ndarray]:
+    """The results in float64, by PyTorch."""
+    tell(f"{task.name}: the reference")
+    with Worker(PEERS[REFERENCE], options.pin) as worker:
+        answer = worker.ask("prepare", task=task.name, seed=0, budget=0, precision="float64", options={})
+    return answer["result"]
+
+
+def _enter(stack: ExitStack, task: Task, name: str, options: Options, reference: list[numpy.ndarray]) -> _Entrant:
+    """Start a worker and let it give its first result.  Raises PeerError."""
+    peer = _peer(name, options)
+    worker = Worker(peer, options.pin, options.cache)
+    stack.enter_context(worker)
+    details = {"task": task.name, "seed": 0, "precision": "", "options": peer.options}
+    answer = worker.ask("prepare", options.budget + GRACE, budget=options.budget, **details)
+    about = worker.ask("about")["text"]
+    error = None if name == "limit" else largest_error(answer["result"], reference)
+    facts = {"about": about, **answer["facts"]}
+    cell = Cell(answer["way"], answer["first"], answer["once"], error=error, facts=facts)
+    return _Entrant(name, worker, cell, max(1, int(2 * SHORTEST_SAMPLE / answer["once"]) + 1))
+
+
+def largest_error(found: Sequence[numpy.ndarray], reference: Sequence[numpy.ndarray]) -> float:
+    """The largest difference over the largest entry, of the worst result.  Raises PeerError for other shapes."""
+    shapes = [a.shape for a in found], [b.shape for b in reference]
+    if shapes[0] != shapes[1]:
+        raise PeerError(f"results of shapes {shapes[0]} where {shapes[1]} are right")
+    return max(float(abs(a - b).max() / max(abs(b).max(), 1e-300)) for a, b in zip(found, reference, strict=True))
+
+
+def _sample(task: Task, entrants: list[_Entrant], options: Options, tell: Callable[[str], None]) -> None:
+    """Time the peers in turn, each next to ours, on arguments that are new for each pair."""
+    ours, *others = entrants
+    rounds = WARM_UP + options.pairs
+    timed = [one for one in others if one.cell.once * rounds <= options.budget]
+    for number in range(rounds):
+        tell(f"{task.name}: {number + 1} of {rounds}")
+        for place, one in enumerate(timed or [ours]):
+            pair = [ours] if one is ours else [ours, one] if number % 2 else [one, ours]
+            seed = 1 + number * len(entrants) + place
+            times = {which.name: _seconds(which, seed, options) for which in pair}
+            if number >= WARM_UP:
+                one.pairs.append((times[OURS], times[one.name]))
+    ours.pairs = [(first, first) for one in entrants for first, _ in one.pairs]
+
+
+def _seconds(entrant: _Entrant, seed: int, options: Options) -> float:
+    answer = entrant.worker.ask("sample", seed=seed, calls=entrant.calls, clock=options.clock)
+    return answer["seconds"]
+
+
+def _finished(one: _Entrant) -> Cell:
+    """The cell with its estimates."""
+    if not one.pairs:
+        return one.cell
+    ratio = Estimate.of([theirs / ours for ours, theirs in one.pairs])
+    return replace(one.cell, seconds=Estimate.of([theirs for _, theirs in one.pairs]), ratio=ratio)

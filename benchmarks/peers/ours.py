@@ -1,0 +1,60 @@
+"""pullback itself, through its public calls."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tasks.task import Task
+from tasks.ways import Transforms, bound, ways_of
+
+import pullback
+
+from .contender import Contender
+from .torch_space import Space, arrays, tensors
+
+
+def about() -> str:
+    """Versions."""
+    return f"pullback {pullback.__version__}, PyTorch {torch.__version__}"
+
+
+def warm_up() -> None:
+    """Let PyTorch import its tracing machinery, and ours build what it builds once in a process."""
+    for transform in (pullback.jacobian, pullback.grad):
+        transform(lambda x: x.sinh().sum())(torch.ones(3, dtype=torch.float64))
+
+
+def contenders(task: Task, backend: str = "auto") -> dict[str, Contender]:
+    """The one way."""
+    transform = _transform(task, backend)
+    given = tensors(task.arguments(0))
+    facts = {"plan": lambda: _plan(transform, given)}
+    return {"": Contender(task.derivative, transform, tensors, arrays, facts)}
+
+
+def _plan(transform: Any, given: tuple[Any, ...]) -> dict[str, Any]:
+    """What the plan says of a single derivative."""
+    try:
+        plan = transform.plan(*given)
+    except pullback.PullbackError:  # a function as it stands has no plan
+        return {}
+    named = {name: str(getattr(plan, name)) for name in ("backend", "reason") if getattr(plan, name, None)}
+    return {"multiplications": plan.multiplications, "seconds": plan.seconds, "order": plan.order.name} | named
+
+
+def _transform(task: Task, backend: str) -> Callable[..., Any]:
+    if task.derivative in ("step", "implicit"):
+        return pullback.compile(next(iter(ways_of(task, _TRANSFORMS).values())), backend=backend)
+    kind = f"batch_{task.derivative}" if task.batched else task.derivative
+    return getattr(pullback, kind)(bound(task, Space), task.positions, backend=backend)
+
+
+_TRANSFORMS = Transforms(
+    Space,
+    pullback.jacobian,
+    pullback.jacobian,
+    torch.vmap,
+    pullback.value_and_grad,
+    torch.linalg.solve,
+    lambda a: torch.eye(len(a), dtype=a.dtype),
+)

@@ -1,0 +1,100 @@
+"""The table: every task against every peer, ours and theirs alternately.
+
+    python benchmarks/setup_peers.py       # once: the environments of the peers
+    python benchmarks/run.py [--task 'robot arm*'] [--peer JAX] [--pairs 40] [--clock cpu] [--quick]
+
+It prints the table, and writes it to `benchmarks/results.md` and `benchmarks/results.json`.  Rows that were measured
+stay when the run is interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import harness
+import setup_peers
+import torch
+from comparison import Options, Row, compare
+from peers.client import ENVIRONMENTS, PEERS
+from report import console_table, save
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from tasks.catalogue import TASKS
+
+RESULTS = Path(__file__).parent / "results.md"
+QUICK_PAIRS, QUICK_BUDGET = 8, 30.0
+
+
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", action="append", metavar="NAME", help="a task, or a pattern with *; may be repeated")
+    parser.add_argument("--peer", action="append", metavar="NAME", choices=list(PEERS), help="a peer; may be repeated")
+    parser.add_argument("--pairs", type=int, default=harness.PAIRS, help="pairs of samples (default %(default)s)")
+    parser.add_argument("--clock", choices=harness.CLOCKS, default="wall", help="which clock (default %(default)s)")
+    parser.add_argument("--backend", default="auto", help="ours (default %(default)s)")
+    parser.add_argument("--budget", type=float, default=150, help="seconds for a first call (default %(default)s)")
+    parser.add_argument("--pin", type=int, help="bind all processes to this processor")
+    parser.add_argument(
+        "--keep-compiled", action="store_true", help="torch.compile may find what an earlier run compiled"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{QUICK_PAIRS} pairs, to see that it runs: no measurement"
+    )
+    parser.add_argument("--setup", action="store_true", help="make the environments of the peers first")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the page goes (default %(default)s)")
+    parser.add_argument("--list", action="store_true", help="print the names of tasks and peers, and stop")
+    options = parser.parse_args(given)
+    if options.pairs < 30 and not options.quick:
+        parser.error(f"--pairs {options.pairs}: fewer than 30 pairs say nothing on a shared machine")
+    options.tasks = chosen(options.task)
+    if not options.tasks:
+        parser.error(f"--task {' '.join(options.task)}: no such task; --list prints their names")
+    return options
+
+
+def chosen(patterns: Sequence[str] | None) -> list[str]:
+    """The names of the tasks that fit one of the patterns; of all tasks where there are none."""
+    return [name for name in TASKS if not patterns or any(name == p or fnmatchcase(name, p) for p in patterns)]
+
+
+def measure(given: argparse.Namespace, names: Sequence[str], settings: str, console: Console) -> list[Row]:
+    """Every row, saved as it comes."""
+    rows: list[Row] = []
+    pairs, budget = (QUICK_PAIRS, QUICK_BUDGET) if given.quick else (given.pairs, given.budget)
+    cache = ENVIRONMENTS / "inductor" if given.keep_compiled else None
+    options = Options(pairs, given.clock, budget, given.backend, given.pin, cache)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("", total=len(given.tasks))
+        for name in given.tasks:
+            rows.append(compare(TASKS[name], names, options, lambda text: progress.update(bar, description=text)))
+            save(given.out, rows, names, harness.environment(), settings)
+            progress.advance(bar)
+    return rows
+
+
+def main() -> int:
+    """Measure, print and save."""
+    given = arguments()
+    if given.list:
+        print("\n".join([*TASKS, "", *PEERS]))
+        return 0
+    if given.setup:
+        for name in setup_peers.names():
+            print(name, setup_peers.make(name) or "ready", flush=True)
+    torch.set_num_threads(1)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    names = given.peer or list(PEERS)
+    pairs = QUICK_PAIRS if given.quick else given.pairs
+    settings = f"{pairs} pairs, {given.clock} clock" + (", a quick look and no measurement" if given.quick else "")
+    rows = measure(given, names, settings, console)
+    console.print(console_table(rows, names))
+    console.print(f"{harness.environment()}; {settings}; written to {given.out}")
+    return int(any(cell.problem for row in rows for name, cell in row.cells.items() if name == "pullback"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

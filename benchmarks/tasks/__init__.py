@@ -1,0 +1,1 @@
+"""What is measured.  Nothing here imports a peer: each function is written once, for any of them."""
