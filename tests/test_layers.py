@@ -46,7 +46,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     8: ("detachment", "effects", "user_functions", "control_flow", "strides"),
     7: ("recording", "structure", "titles", "history", "leaves"),
     6: ("provenance", "shared_settings", "function_calls", "reads", "composites", "decompositions", "nested", "tapes"),
-    5: ("torch_private", "dtypes", "library", "geometry", "matrix_functions"),
+    5: ("torch_private", "dtypes", "library", "geometry", "matrix_functions", "gauges"),
     4: ("expressions",),
     3: ("terms",),
     2: ("parts",),

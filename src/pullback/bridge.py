@@ -24,8 +24,7 @@ from .compilation import Task, compile_derivative, compile_function, jvp_task, v
 from .errors import AutogradError
 from .graph import Graph, Value
 from .guards import is_transforming
-from .own_derivatives import ATTACH
-from .purity import Pure, as_before, pure, refuse, refuse_once_differentiable
+from .purity import Pure, as_before, pure, refuse, refuse_once_differentiable, runs_region
 from .recording import is_tracing
 from .rules import RULES
 from .tapes import is_recording
@@ -225,7 +224,7 @@ def refuse_regions(graph: Graph, tensors: Sequence[Tensor]) -> None:
     levels = [str(level.key()) for level in interpreter_stack() or ()]
     inside = [level for level in levels if not level.endswith(("Vmap", "Functionalize"))]
     if inside or (torch.is_grad_enabled() and any(unwrapped(t).requires_grad for t in tensors)):
-        node = next(n for n in graph.nodes if n.op.startswith("pullback.") and n.op != ATTACH)
+        node = next(n for n in graph.nodes if runs_region(n))
         raise AutogradError(
             f"{node.op.split('.')[1]} at {node.source or 'an unknown line'} is part of a transform of pullback's that "
             "a transform of torch.func's, or autograd around a vmap, is to differentiate, which is not done yet: use "

@@ -1,6 +1,7 @@
 """The compiler on one screen: the passes, in the only order in which they are correct.
 
 linearise     which values derivatives flow through, and the rule of every edge between them
+with_gauge    what a factorisation leaves open becomes one more source, in which every derivative must be zero
 choose_order  the sequence in which vertices are eliminated
 accumulate    multiply local Jacobians in that order; labelled expressions
 lower         labelled expressions become ATen operators; what is common is computed once, what is dead is gone
@@ -27,6 +28,7 @@ from .expressions import Builder
 from .graph import COMPLEX, Graph, Value, complex_of, live_nodes, real_of, values_in
 from .index import Axis, plain_axes
 from .passes.accumulation import accumulate
+from .passes.gauges import Gauge, with_gauge
 from .passes.local_jacobians import Request, linearise
 from .passes.order import choose_order, count_paths
 from .passes.planning import planned_order, proved_bound
@@ -49,6 +51,7 @@ class Task:
     batch: if each sample is differentiated by itself: where they lie, so that it can be proved that they are not mixed.
     axes: for a pair the sequence in which the axes of its derivative are returned, if it is another than that of the
         target and then the source.
+    gauge: what no derivative may depend on; known once the graph is linearised.
     """
 
     graph: Graph
@@ -58,6 +61,7 @@ class Task:
     by_target: bool = False
     batch: Batch | None = None
     axes: Mapping[tuple[Value, Value], tuple[int, ...]] = field(default_factory=dict)
+    gauge: Gauge | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ def compile_derivative(
     linear.check()
     if task.batch is not None:
         check_samples_apart(linear, task.batch)
+    linear, gauge = with_gauge(linear)
+    task = replace(task, graph=linear.graph, gauge=gauge)
     model = model_for(task.graph.inputs)
     orders = _orders_to_try(linear, Search() if order == "auto" else order, model)
     candidates = [_accumulated(task, linear, one, fuse=fuse, plain=plain, model=model) for one in orders]
@@ -138,11 +144,12 @@ def compile_backward(
     Raises MissingRuleError: operators on the way have no rule.
     """
     task = vjp_task(graph, sources, outputs)
-    linear = linearise(task.graph, task.request)
+    linear, gauge = with_gauge(linearise(task.graph, task.request))
+    task = replace(task, graph=linear.graph, gauge=gauge)
     builder = _builder_for(task.graph)
     found = accumulate(linear, choose_order(linear, "reverse"), builder, fuse=fuse, by_target=False)
     derivatives = _written_out(task, found.derivatives, builder)
-    nodes = live_nodes(tuple(builder.nodes), derivatives)
+    nodes = live_nodes((*(gauge.nodes if gauge else ()), *builder.nodes), derivatives)
     computed = {v for node in nodes for v in node.results}
     read = dict.fromkeys(v for v in values_in(([n.inputs for n in nodes], derivatives)) if v not in computed)
     lowered = lower(Graph(tuple(read), nodes, derivatives), keep_stops=not fuse)
@@ -211,7 +218,8 @@ def _written_out(task: Task, known: Mapping[tuple[Value, Value], Value], builder
         derivative = known.get((target, source))
         derivative = _zero(builder, target, source, task.by_target) if derivative is None else derivative
         axes = task.axes.get((target, source))
-        found.append(derivative if axes is None else _permuted(builder, derivative, axes))
+        derivative = derivative if axes is None else _permuted(builder, derivative, axes)
+        found.append(task.gauge.checked(builder, derivative, target, known) if task.gauge else derivative)
     return tuple(found)
 
 

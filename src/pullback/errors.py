@@ -52,6 +52,10 @@ class MissingRuleError(PullbackError):
     """Operators on the way from the inputs to the outputs have no derivative rule; all of them are listed at once."""
 
 
+class GaugeError(PullbackError, RuntimeError):
+    """A derivative depends on a phase, or a basis, that a factorisation leaves open; names the factorisation's line."""
+
+
 class RuleError(PullbackError):
     """A derivative rule does not describe the operator that it stands for."""
 

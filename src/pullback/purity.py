@@ -16,7 +16,9 @@ from .own_derivatives import ATTACH
 from .rules import RULES
 from .rules.constant import PIECEWISE_CONSTANT
 from .rules.edges import edges_of
+from .rules.gauge import DIRECTIONS_OP, REQUIRE
 
+_PLAIN = frozenset((ATTACH, DIRECTIONS_OP, REQUIRE))
 PIECEWISE = frozenset(f"aten.{op}" for op in PIECEWISE_CONSTANT.split())
 
 
@@ -38,7 +40,7 @@ class Pure:
     @property
     def has_regions(self) -> bool:
         """Whether there are branches or loops at run time, which `vmap` cannot map inside a trace."""
-        return any(node.op.startswith("pullback.") and node.op != ATTACH for node in self.graph.nodes)
+        return any(runs_region(node) for node in self.graph.nodes)
 
     @property
     def repeats(self) -> bool:
@@ -48,6 +50,11 @@ class Pure:
     def with_draws(self, original: Graph) -> Graph:
         """The original graph, which also returns what it draws."""
         return replace(original, outputs=(*original.outputs, *self.drawn)) if self.drawn else original
+
+
+def runs_region(node: Node) -> bool:
+    """Whether a node calls graphs of its own when it runs."""
+    return node.op.startswith("pullback.") and node.op not in _PLAIN
 
 
 def pure(graph: Graph) -> Pure:

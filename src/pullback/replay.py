@@ -16,11 +16,12 @@ from torch import Tensor
 
 from .collection import collection_paused
 from .compilation import check_rules, compile_backward
-from .errors import RecordError
+from .errors import GaugeError, RecordError
 from .graph import Graph, Node, Value, replace_values
 from .history import History, Ref, Step, exact, ref
 from .provenance import describe
 from .rules import RULES
+from .rules.gauge import VECTORS
 from .torch_private import count_writes
 
 INTERPRETED = 2  # sightings of a sequence before it is compiled
@@ -117,8 +118,21 @@ def derivative(
                 sighting.feed = _compiled(history, sighting, output, fuse)
     if sighting.feed is None:
         return walk(history, sighting, output, seed, fuse, None)
-    found = sighting.feed.run(*_inputs(history, sighting, sighting.feed, (seed,)))
+    steps = [history.steps[k] for k in reversed(sighting.steps)]
+    found = _run(sighting.feed, _inputs(history, sighting, sighting.feed, (seed,)), steps)
     return dict(zip(sighting.order, found, strict=True))
+
+
+def _run(feed: Feed, inputs: Sequence[Tensor], steps: Sequence[Step]) -> tuple[Tensor, ...]:
+    """The results of a program, which may have been compiled for the same operators on other lines.
+
+    Raises GaugeError with the lines of these steps.
+    """
+    try:
+        return feed.run(*inputs)
+    except GaugeError as error:
+        lines = [f"\n  at {step.place.source}" for step in steps if step.op in VECTORS and step.place.source]
+        raise GaugeError(str(error).partition("\n  at ")[0] + "".join(lines)) from None
 
 
 def sighted(history: History, output: int, sources: Sequence[int] | None, fuse: bool) -> Sighting:
@@ -215,7 +229,7 @@ def _pull(
     feed = _pull_program(history, step, given, operands, fuse)
     numbers = (*dict.fromkeys(step.inputs), *(k for k in step.outputs if k is not None))
     inputs = [cotangents[-1 - k] if k < 0 else _held(history, numbers[k], step) for k in feed.inputs]
-    return feed.run(*inputs)
+    return _run(feed, inputs, [step])
 
 
 def _pull_program(history: History, step: Step, given: Sequence[int], operands: Sequence[int], fuse: bool) -> Feed:

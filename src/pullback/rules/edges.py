@@ -12,10 +12,11 @@ from ..terms import Chain, Jac, Kernel, Part, normalised, term_values
 from . import NONDIFFERENTIABLE, RULES, fourier, linalg
 from .complexes import CONSTANT_FOR_REALS, HOLD_FOR_COMPLEX
 from .control import CONTROL
+from .gauge import GAUGE
 from .kinds import Call, IndexMap, Multilinear, Rule
 from .own import OWN
 
-WITHOUT_SAMPLES = OWN | CONTROL  # what they compute, and so their samples, are the user's
+WITHOUT_SAMPLES = OWN | CONTROL | GAUGE  # what they compute, and so their samples, are the user's, or nothing
 
 
 def edges_of(node: Node) -> list[Edge]:
@@ -42,7 +43,7 @@ def rule_of(node: Node) -> Rule:
 
 def holds_for_complex(op: str) -> bool:
     """Whether an operator's rule is known to hold for complex numbers: by its kind, or because it is on the list."""
-    if op in HOLD_FOR_COMPLEX or op in linalg.RULES or op in fourier.RULES:
+    if op in HOLD_FOR_COMPLEX or op in linalg.RULES or op in fourier.RULES or op in GAUGE:
         return True
     return isinstance(RULES.get(op), (IndexMap, Multilinear))
 
