@@ -55,7 +55,8 @@ def with_gauge(linear: LinearGraph) -> tuple[LinearGraph, Gauge | None]:
         return linear, None
     dtype = _least_precise(v for e in linear.edges for v in (e.source, e.target))
     source = Value("gauge", (DIRECTIONS,), dtype, open_ones[0][1].device)
-    nodes, seeds = [], dict(linear.seeds)
+    nodes: list[Node] = []
+    seeds = dict(linear.seeds)
     for node, vectors, own, are_rows in open_ones:
         name = f"gauge_directions_{len(nodes)}_of_{vectors.name}"
         directions = Value(name, (DIRECTIONS, *vectors.shape), vectors.dtype, vectors.device)
