@@ -17,7 +17,8 @@ from emit_samples import CPU, F32, FILTER, IMAGE, OTHERS, SAMPLES, A, B, C, I, S
 from pullback.emit.aliases import aliased_inputs
 from pullback.emit.builtins import BUILTINS, SPELLINGS, facts, without_defaults
 from pullback.emit.fx import to_graph_module
-from pullback.emit.python import Program, emit_python
+from pullback.emit.program import Program
+from pullback.emit.python import emit_python
 from pullback.errors import GraphError
 from pullback.graph import Graph, Node, Source, Value
 from pullback.terms import HOLE

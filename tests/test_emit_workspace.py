@@ -14,7 +14,8 @@ from emit_samples import SAMPLES
 from pullback import transform
 from pullback.emit.builtins import METHODS
 from pullback.emit.peepholes import rewrite
-from pullback.emit.python import Program, emit_python
+from pullback.emit.program import Program
+from pullback.emit.python import emit_python
 from pullback.emit.workspace import KERNELS, WITH_OUT
 from pullback.graph import Graph, Node, Value
 from pullback.torch_private import QUICKER, overload

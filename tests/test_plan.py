@@ -200,6 +200,7 @@ def test_a_plan_in_words() -> None:
     rows = dict(line.split("  ", 1) for line in head.splitlines())
     assert {key.strip(): value.strip() for key, value in rows.items()} == {
         "order": "reverse",
+        "back end": "python (the only one)",
         "vertices eliminated": "3",
         "paths from output to inputs": "1",
         "edge products performed": "3",

@@ -11,6 +11,7 @@ from typing import Any
 from .compilation import OrderName
 from .deferred import VectorJacobian
 from .derivatives import Argnums, Gradient, Jacobian, JacobianVector
+from .emit.backends import CALLS, normal_backend
 from .errors import ArgumentError, ShapeError
 from .stages import Search
 from .torch_private import tree_flatten
@@ -27,6 +28,7 @@ def grad(
     order: OrderName = "auto",
     effort: float | None = None,
     backend: str = "auto",
+    expected_calls: int = CALLS,
     verify: bool = False,
 ) -> Transform:
     """Return a function that computes the gradient of a scalar function.
@@ -39,6 +41,7 @@ def grad(
         order: "auto", "forward", "reverse", or a list of vertex names: the sequence of elimination.
         effort: as for `jacobian`; a scalar function needs no search.
         backend: "auto" or "python".
+        expected_calls: how many calls the program is to serve: with "auto", what building takes is weighed against it.
         verify: whether each program is checked when it is first called: see `pullback.verification.verify`.
 
     Returns:
@@ -58,7 +61,7 @@ def grad(
     tensor([2., 4.])
     """
     kind = Gradient(normal_argnums(argnums), has_aux, normal_order(order, effort), False)
-    return transform_of(func, kind, backend, verify)
+    return transform_of(func, kind, normal_backend(backend, expected_calls), verify)
 
 
 def value_and_grad(
@@ -69,6 +72,7 @@ def value_and_grad(
     order: OrderName = "auto",
     effort: float | None = None,
     backend: str = "auto",
+    expected_calls: int = CALLS,
     verify: bool = False,
 ) -> Transform:
     """Return a function that computes a scalar function's value and gradient at once.
@@ -83,7 +87,7 @@ def value_and_grad(
     (tensor(5.), tensor([2., 4.]))
     """
     kind = Gradient(normal_argnums(argnums), has_aux, normal_order(order, effort), True)
-    return transform_of(func, kind, backend, verify)
+    return transform_of(func, kind, normal_backend(backend, expected_calls), verify)
 
 
 def jacobian(
@@ -94,13 +98,14 @@ def jacobian(
     order: OrderName = "auto",
     effort: float | None = None,
     backend: str = "auto",
+    expected_calls: int = CALLS,
     chunk_size: int | None = None,
     verify: bool = False,
 ) -> Transform:
     """Return a function that computes the Jacobian of every output in the arguments asked for.
 
     Arguments:
-        func, argnums, has_aux, backend: as for `grad`; `f` may return any pytree of floating tensors.
+        func, argnums, has_aux, backend, expected_calls: as for `grad`; `f` may return any pytree of floating tensors.
         order: "forward" eliminates from the inputs, "reverse" from the outputs, a list of vertex names as it says;
             "auto" is the cheapest that a search finds, by the seconds that a cost model predicts, and never worse than
             the first two.
@@ -123,7 +128,7 @@ def jacobian(
     """
     check_chunk(chunk_size)
     kind = Jacobian(normal_argnums(argnums), has_aux, normal_order(order, effort), chunk_size)
-    return transform_of(func, kind, backend, verify)
+    return transform_of(func, kind, normal_backend(backend, expected_calls), verify)
 
 
 def hessian(
@@ -133,6 +138,7 @@ def hessian(
     order: OrderName = "auto",
     effort: float | None = None,
     backend: str = "auto",
+    expected_calls: int = CALLS,
     verify: bool = False,
 ) -> Transform:
     """Return a function that computes the second derivatives: the Jacobian of the Jacobian.
@@ -149,16 +155,17 @@ def hessian(
             [ 0., 12.]])
     """
     inner = jacobian(func, argnums, backend=backend)
-    return jacobian(inner, argnums, order=order, effort=effort, backend=backend, verify=verify)
+    options: dict[str, Any] = {"backend": backend, "expected_calls": expected_calls, "verify": verify}
+    return jacobian(inner, argnums, order=order, effort=effort, **options)
 
 
-def compile(f: Callable[..., Any], *, backend: str = "auto") -> Transform:
+def compile(f: Callable[..., Any], *, backend: str = "auto", expected_calls: int = CALLS) -> Transform:
     """Compile a function that calls our transforms, a training step say, update included, into one program.
 
     Arguments:
         f: a function of tensors, or of pytrees of them.  It may change tensors in place, whether they are arguments,
             parameters or buffers of modules that it uses; it need not call a transform at all.
-        backend: as of `grad`.
+        backend, expected_calls: as of `grad`.
 
     Returns:
         A function of the arguments of `f`, with its results, which writes into the very tensors that `f` would write
@@ -184,7 +191,7 @@ def compile(f: Callable[..., Any], *, backend: str = "auto") -> Transform:
     >>> step(torch.ones(2)), weight
     (tensor(5.), tensor([0.8000, 1.6000]))
     """
-    return Transform(f, WholeFunction(), backend)
+    return Transform(f, WholeFunction(), normal_backend(backend, expected_calls))
 
 
 def vjp(func: Callable[..., Any], *primals: Any, has_aux: bool = False, verify: bool = False) -> tuple[Any, ...]:

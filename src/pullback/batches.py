@@ -7,6 +7,7 @@ from typing import Any
 from .api import normal_argnums, normal_order
 from .compilation import Compiled, OrderName, batch_task
 from .derivatives import Argnums, CapturedCall, Executable, Jacobian
+from .emit.backends import CALLS, normal_backend
 from .errors import ArgumentError, ShapeError
 from .graph import Value
 from .stages import Search
@@ -109,6 +110,7 @@ def batch_jacobian(
     order: OrderName = "auto",
     effort: float | None = None,
     backend: str = "auto",
+    expected_calls: int = CALLS,
     verify: bool = False,
 ) -> Transform:
     """Return a function that computes the Jacobian of each sample of a batch by itself.
@@ -119,7 +121,7 @@ def batch_jacobian(
         in_dims: which axis of the differentiated arguments counts the samples; a tuple has one for each of `argnums`.
             Whether the other arguments have such an axis is the function's own affair.
         out_dims: which axis of the output does; a tuple has one for each output.
-        order, effort, backend, verify: as for `jacobian`.
+        order, effort, backend, expected_calls, verify: as for `jacobian`.
 
     Returns:
         A function of the arguments of `f`.  For B samples, an output of shape (m₁, …) and an argument of shape (n₁, …)
@@ -141,7 +143,7 @@ def batch_jacobian(
     """
     inward, outward = _dims(in_dims, "in_dims"), _dims(out_dims, "out_dims")
     kind = BatchJacobian(normal_argnums(argnums), order=normal_order(order, effort), in_dims=inward, out_dims=outward)
-    return transform_of(f, kind, backend, verify)
+    return transform_of(f, kind, normal_backend(backend, expected_calls), verify)
 
 
 def batch_hessian(
@@ -152,13 +154,14 @@ def batch_hessian(
     order: OrderName = "auto",
     effort: float | None = None,
     backend: str = "auto",
+    expected_calls: int = CALLS,
     verify: bool = False,
 ) -> Transform:
     """Return a function that computes the second derivatives of each sample of a batch by itself.
 
     Arguments:
         f: a function of whole batches that returns one number for each of B samples, a tensor of shape (B,).
-        argnums, in_dims, order, effort, backend, verify: as for `batch_jacobian`.
+        argnums, in_dims, order, effort, backend, expected_calls, verify: as for `batch_jacobian`.
 
     Returns:
         A function of the arguments of `f`.  For an argument of shape (n₁, …) without its batch axis it returns shape
@@ -179,7 +182,7 @@ def batch_hessian(
     first = BatchJacobian(normal_argnums(argnums), in_dims=_dims(in_dims, "in_dims"))
     # What proves that f keeps samples apart proves it of its derivatives: sample b of f is a function of one sample.
     outer = replace(first, order=normal_order(order, effort), apart=True)
-    return transform_of(Transform(f, first, backend), outer, backend, verify)
+    return transform_of(Transform(f, first), outer, normal_backend(backend, expected_calls), verify)
 
 
 def _dims(dims: Any, name: str) -> Dims:

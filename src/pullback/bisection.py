@@ -14,7 +14,7 @@ from torch import Tensor
 from .compilation import OrderName, Task, compile_derivative, differentiated_values, jvp_task, vjp_task
 from .differences import Point, floating_outputs, random_direction, slope
 from .dtypes import torch_dtype
-from .emit.python import Program
+from .emit.program import Program
 from .graph import Graph, Node, Value, values_in
 from .rules import RULES
 

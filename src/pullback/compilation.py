@@ -17,11 +17,11 @@ from typing import Any
 from .calibration import model_for
 from .cost import CostModel, multiplications
 from .emit.aliases import own_memory
-from .emit.backends import emit
+from .emit.backends import Auto, emit
 from .emit.fx import to_graph_module
 from .emit.lowering import lower
 from .emit.prediction import peak_bytes, predicted_seconds
-from .emit.python import Program
+from .emit.program import Program
 from .emit.schedule import schedule
 from .errors import ArgumentError
 from .expressions import Builder
@@ -83,7 +83,7 @@ class Compiled:
     def plan(self) -> Plan:
         """How the derivative is computed, and what that costs."""
         facts = (self.predictions, self.lower_bound, self.model, self.paths, self.edge_products)
-        return Plan(self.order, *facts, self.program.code)
+        return Plan(self.order, *facts, self.program.code, self.program.backend, self.program.reason)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def compile_derivative(
     fuse: bool,
     plain: bool | None = None,
     name: str = "program",
-    backend: str = "auto",
+    backend: str | Auto = "auto",
 ) -> Compiled:
     """Run every pass.
 
@@ -128,7 +128,7 @@ def compile_derivative(
     candidates = [_accumulated(task, linear, one, fuse=fuse, plain=plain, model=model) for one in orders]
     best = min(candidates, key=lambda c: (c.prediction.seconds, c.prediction.multiplications))  # else the first
     predictions = {c.order.name: c.prediction for c in candidates}
-    program = emit(best.lowered, name, plain=plain, backend=backend)
+    program = emit(best.lowered, name, plain=plain, backend=backend, model=model)
     bound = proved_bound(linear, min(one.multiplications for one in predictions.values()))
     return Compiled(program, best.order, predictions, bound, model.source, count_paths(linear), best.edge_products)
 

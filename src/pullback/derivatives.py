@@ -23,8 +23,9 @@ from .compilation import (
     jacobian_task,
     jvp_task,
 )
+from .emit.backends import Auto
 from .emit.builtins import facts
-from .emit.python import Program
+from .emit.program import Program
 from .errors import ArgumentError, CaptureError, ShapeError
 from .graph import Graph, Value
 from .provenance import describe
@@ -101,7 +102,7 @@ class CapturedCall:
     plain: bool
     name: str
     title: str
-    backend: str = "auto"
+    backend: str | Auto = "auto"
 
     @property
     def outputs(self) -> tuple[Any, ...]:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .compilation import compile_derivative, vjp_task
 from .dtypes import zeros_of
-from .emit.python import Program, emit_python
+from .emit.program import Program
+from .emit.python import emit_python
 from .errors import MissingRuleError
 from .graph import Graph, live_nodes
 from .keys import held

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .compilation import compile_derivative, jvp_task, vjp_task
 from .dtypes import zeros_of
-from .emit.python import Program, emit_python
+from .emit.program import Program
+from .emit.python import emit_python
 from .errors import CaptureError
 from .graph import Graph, Value, live_nodes
 from .keys import Key, held, remember

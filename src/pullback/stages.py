@@ -118,6 +118,7 @@ class Plan:
     paths: the number of paths from targets to sources in the graph, over which the chain rule sums.
     edge_products: the products of local Jacobians that were formed instead.
     code: the generated program.
+    backend, reason: which back end made it, and why that one.
     """
 
     order: Order
@@ -127,6 +128,8 @@ class Plan:
     paths: int
     edge_products: int
     code: str
+    backend: str = "python"
+    reason: str = ""
 
     @property
     def multiplications(self) -> int:
@@ -151,6 +154,7 @@ class Plan:
     def __str__(self) -> str:
         rows = [
             ("order", self.order.name),
+            ("back end", f"{self.backend} ({self.reason})" if self.reason else self.backend),
             ("vertices eliminated", f"{len(self.order.vertices)}"),
             ("paths from output to inputs", f"{_count(self.paths)}"),
             ("edge products performed", f"{self.edge_products:,}"),

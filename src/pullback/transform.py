@@ -15,7 +15,7 @@ from .collection import collection_paused
 from .compilation import Compiled
 from .compiled import CompiledFunction, types_of
 from .derivatives import Argnums, CapturedCall, Executable, check_call
-from .emit.backends import check_backend
+from .emit.backends import Auto, check_backend
 from .errors import ArgumentError, CaptureError, PullbackError
 from .files import Contents
 from .graph import differentiable_inputs
@@ -61,7 +61,7 @@ class Transform:
 
     guarded_attributes = ("f", "kind", "backend")  # what another transform must find unchanged to reuse its program
 
-    def __init__(self, f: Callable[..., Any], kind: Derivative, backend: str = "auto") -> None:
+    def __init__(self, f: Callable[..., Any], kind: Derivative, backend: str | Auto = "auto") -> None:
         _check_function(f)
         check_backend(backend)
         self.f = f
@@ -188,7 +188,7 @@ def run(entry: Entry, flat: Sequence[Any]) -> Any:
 
 
 def find(
-    kind: Derivative, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], backend: str = "auto"
+    kind: Derivative, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], backend: str | Auto = "auto"
 ) -> tuple[Entry, Sequence[Any]]:
     """The entry for a call, compiled if there is none, and the tensors that its program takes."""
     key = (kind, backend, _context())
@@ -212,7 +212,7 @@ def find(
 
 
 def _compile(
-    kind: Derivative, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], backend: str
+    kind: Derivative, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], backend: str | Auto
 ) -> tuple[Captured, Executable]:
     """Capture the function at these arguments, and compile the derivative."""
     call = replace(captured_call(f, args, kwargs, is_final=kind.is_final), backend=backend)

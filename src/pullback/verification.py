@@ -21,6 +21,7 @@ from torch import Tensor
 from .bisection import BLURRED, TOLERANCES, Part, single, tolerance
 from .derivatives import CapturedCall, Gradient, Jacobian
 from .differences import Point, largest, point_at, random_direction, slope
+from .emit.backends import Auto
 from .errors import ArgumentError, VerificationError
 from .graph import COMPLEX, Graph, Node, Value
 from .guards import is_transforming
@@ -113,7 +114,7 @@ def verify(
 class Verified(Transform):
     """A transform that verifies each program once, before its first result is handed out."""
 
-    def __init__(self, f: Callable[..., Any], kind: Any, backend: str = "auto") -> None:
+    def __init__(self, f: Callable[..., Any], kind: Any, backend: str | Auto = "auto") -> None:
         super().__init__(f, kind, backend)
         self._checked: WeakSet[Entry] = WeakSet()
 
@@ -127,7 +128,7 @@ class Verified(Transform):
         return super().__call__(*args, **kwargs)
 
 
-def transform_of(f: Callable[..., Any], kind: Any, backend: str, verify: bool) -> Transform:
+def transform_of(f: Callable[..., Any], kind: Any, backend: str | Auto, verify: bool) -> Transform:
     """A transform, which verifies its programs if asked to."""
     return Verified(f, kind, backend) if verify else Transform(f, kind, backend)
 

@@ -2,19 +2,66 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
-from ..errors import ArgumentError
-from ..graph import Graph, Value
-from .python import Program, emit_python
+from ..cost import CostModel, shipped_model
+from ..errors import ArgumentError, NativeError
+from ..graph import FLOATING, Graph, Value
+from .prediction import predicted_seconds
+from .program import Program
+from .python import emit_python
 
 LOG = logging.getLogger("pullback")
-BACKENDS: Mapping[str, Callable[..., Program]] = {"python": emit_python}
+CALLS = 1000  # that a program is expected to serve, where nobody says
+_WRITING = 3e-5  # seconds for each operator until a program of Python can be called
+
+
+@dataclass(frozen=True)
+class Auto:
+    """The back end that pays within so many calls of the program."""
+
+    calls: int = CALLS
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a back end promises for a graph before it builds anything.
+
+    seconds: of a call.
+    build: seconds until the program can be called.
+    """
+
+    seconds: float
+    build: float
+
+
+class Declined(Exception):
+    """A back end leaves a graph to others; says why."""
+
+
+@dataclass(frozen=True)
+class BackEnd:
+    """A way from a lowered graph to a program.
+
+    emit: the program; arguments as of `emit_python`.  Raises NativeError where it cannot be made.
+    offer: what it promises; None if it is taken only where it is asked for.  Raises Declined.
+    """
+
+    emit: Callable[..., Program]
+    offer: Callable[[Graph, CostModel], Offer] | None
+
+
+def _offer_of_python(graph: Graph, model: CostModel) -> Offer:
+    return Offer(predicted_seconds(graph, model), _WRITING * len(graph.nodes))
+
+
+BACKENDS: Mapping[str, BackEnd] = {"python": BackEnd(emit_python, _offer_of_python)}
 DEFAULT = "python"
 
 
 def check_backend(backend: object) -> None:
     """Raise ArgumentError unless a back end of this name exists."""
-    if backend != "auto" and backend not in BACKENDS:
+    if not isinstance(backend, Auto) and backend != "auto" and backend not in BACKENDS:
         known = " and ".join(map(repr, ("auto", *BACKENDS)))
         raise ArgumentError(f"backend={backend!r}: {known} exist so far")
 
@@ -24,10 +71,66 @@ def emit(
     name: str,
     *,
     plain: bool,
-    backend: str = "auto",
+    backend: str | Auto = "auto",
     returned: Mapping[int, Value] | None = None,
+    model: CostModel | None = None,
 ) -> Program:
-    """The program of a lowered graph, by the back end of this name or the best one; arguments as of `emit_python`."""
-    chosen = DEFAULT if backend == "auto" else backend
-    LOG.info("%s runs on the backend %r (%d operators)", name, chosen, len(graph.nodes))
-    return BACKENDS[chosen](graph, name, plain=plain, returned=returned)
+    """The program of a lowered graph.
+
+    Arguments:
+        graph, name, plain, returned: as of `emit_python`.
+        backend: a name, or `Auto`: the one with which all expected calls take the least time, building included.
+        model: what operators take; the shipped figures, if nothing is said.
+
+    Raises NativeError: the back end that is asked for by name cannot make this program.
+    """
+    chosen, reason = _chosen(graph, backend, model) if plain else (DEFAULT, "it becomes part of another program")
+    try:
+        program = BACKENDS[chosen].emit(graph, name, plain=plain, returned=returned)
+    except NativeError as error:
+        if chosen == backend:
+            raise
+        LOG.warning("%s runs on the back end %r, since %r failed: %s", name, DEFAULT, chosen, error)
+        program, reason = BACKENDS[DEFAULT].emit(graph, name, plain=plain, returned=returned), f"{chosen} failed"
+        chosen = DEFAULT
+    LOG.info("%s runs on the backend %r (%d operators): %s", name, chosen, len(graph.nodes), reason)
+    return replace(program, backend=chosen, reason=reason)
+
+
+def _chosen(graph: Graph, backend: str | Auto, model: CostModel | None) -> tuple[str, str]:
+    """The name of a back end, and why it was chosen."""
+    if isinstance(backend, str) and backend != "auto":
+        return backend, "asked for"
+    calls = backend.calls if isinstance(backend, Auto) else CALLS
+    offers, reasons = _offers(graph, model or _shipped(graph))
+    total = {name: one.build + calls * one.seconds for name, one in offers.items()}
+    best = min(total, key=total.__getitem__)
+    for name in offers.keys() - {best}:
+        reasons[name] = f"{calls:,} calls take {total[best]:.2g} s, with {name} {total[name]:.2g} s, building included"
+    return best, "; ".join(reasons.values()) or "the only one"
+
+
+def _offers(graph: Graph, model: CostModel) -> tuple[dict[str, Offer], dict[str, str]]:
+    """What the back ends promise, and why some do not."""
+    offers, reasons = {}, {}
+    for name, one in BACKENDS.items():
+        try:
+            if one.offer is not None:
+                offers[name] = one.offer(graph, model)
+        except Declined as reason:
+            reasons[name] = f"{name}: {reason}"
+    return offers, reasons
+
+
+def _shipped(graph: Graph) -> CostModel:
+    first = next((v for v in graph.inputs if v.dtype in FLOATING), None)
+    return shipped_model("cpu", "float32") if first is None else shipped_model(first.device, first.dtype)
+
+
+def normal_backend(backend: object, expected_calls: object) -> str | Auto:
+    """The back end that a user asks for.  Raises ArgumentError for what is none, and for what is no number of calls."""
+    if type(expected_calls) is not int or expected_calls < 1:
+        raise ArgumentError(f"expected_calls={expected_calls!r}: it must be a number of calls, 1 or more")
+    check_backend(backend)
+    assert isinstance(backend, (str, Auto))
+    return Auto(expected_calls) if backend == "auto" and expected_calls != CALLS else backend

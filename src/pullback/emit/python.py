@@ -5,7 +5,6 @@ module that the function lives in; binding them as defaults or in a closure inst
 value is forgotten after its last use, so that its memory serves the next one.
 """
 
-import ast
 import builtins
 import keyword
 import linecache
@@ -13,7 +12,7 @@ import os.path
 import re
 import unicodedata
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from math import isfinite, isnan
@@ -33,39 +32,13 @@ from .constants import constants
 from .namespace import without_cycles
 from .overlap import NoOverlap
 from .peepholes import rewrite
+from .program import Program
 from .reuse import reuse_memory
 from .updates import update_in_place
 from .workspace import Workspace, use_workspace
 
 WIDTH = 120
 _numbers = count(1)
-
-
-@dataclass(frozen=True, eq=False)
-class Program:
-    """A graph that runs.
-
-    run: takes the graph's inputs in order, by position; returns a tuple of its outputs.
-    code: the program as Python text, imports included.
-    graph: what it computes.
-    """
-
-    run: Callable[..., tuple[Any, ...]]
-    code: str
-    graph: Graph
-    name: str = "program"
-
-    def check(self) -> None:
-        """Raise GraphError unless the text reads only what it has computed and not yet forgotten."""
-        self.graph.check()
-        module = ast.parse(self.code)
-        function = next(s for s in module.body if isinstance(s, ast.FunctionDef))
-        known = {name for s in module.body for name in _bound_names(s)} | {a.arg for a in function.args.args}
-        for statement in function.body:
-            _check_statement(statement, known)
-
-    def __str__(self) -> str:
-        return self.code
 
 
 def emit_python(
@@ -374,27 +347,3 @@ def _wrap(line: str) -> Iterator[str]:
     yield f"{head} import ("
     yield from (f"    {name}," for name in names.split(", "))
     yield ")"
-
-
-# ---------------------------------------------------------------- checking
-
-
-def _bound_names(statement: ast.stmt) -> Iterator[str]:
-    if isinstance(statement, (ast.Import, ast.ImportFrom)):
-        yield from (alias.asname or alias.name for alias in statement.names)
-    elif isinstance(statement, ast.Assign):
-        yield from (t.id for t in statement.targets if isinstance(t, ast.Name))
-
-
-def _check_statement(statement: ast.stmt, known: set[str]) -> None:
-    """Follow one statement: what it reads has to be known, what it deletes no longer is."""
-    names = [n for n in ast.walk(statement) if isinstance(n, ast.Name)]
-    local = {a.arg for n in ast.walk(statement) if isinstance(n, ast.Lambda) for a in n.args.args}
-    for name in names:
-        if not isinstance(name.ctx, ast.Store) and name.id not in known | local:
-            raise GraphError(f"line {statement.lineno} of the program reads {name.id!r}, which it does not have")
-    for name in names:
-        if isinstance(name.ctx, ast.Store):
-            known.add(name.id)
-        elif isinstance(name.ctx, ast.Del):
-            known.discard(name.id)
