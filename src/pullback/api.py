@@ -40,7 +40,7 @@ def grad(
         has_aux: whether `f` returns (output, aux), where `aux` is passed through undifferentiated.
         order: "auto", "forward", "reverse", or a list of vertex names: the sequence of elimination.
         effort: as for `jacobian`; a scalar function needs no search.
-        backend: "auto" or "python".
+        backend: "auto", "python" or "native".
         expected_calls: how many calls the program is to serve: with "auto", what building takes is weighed against it.
         verify: whether each program is checked when it is first called: see `pullback.verification.verify`.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from ..cost import CostModel, shipped_model
 from ..errors import ArgumentError, NativeError
 from ..graph import FLOATING, Graph, Value
+from .loops import emit_loops
 from .prediction import predicted_seconds
 from .program import Program
 from .python import emit_python
@@ -55,7 +56,10 @@ def _offer_of_python(graph: Graph, model: CostModel) -> Offer:
     return Offer(predicted_seconds(graph, model), _WRITING * len(graph.nodes))
 
 
-BACKENDS: Mapping[str, BackEnd] = {"python": BackEnd(emit_python, _offer_of_python)}
+BACKENDS: Mapping[str, BackEnd] = {
+    "python": BackEnd(emit_python, _offer_of_python),
+    "native": BackEnd(emit_loops, None),
+}
 DEFAULT = "python"
 
 

@@ -1,0 +1,228 @@
+"""Programs on arrays as machine code: what there is native code for runs as one function of C, or a few of them.
+
+Between them stand PyTorch's operators, for what there is no native code for.  Intermediate results lie in scratch
+memory that they share; what a caller gets is fresh memory at every call.
+"""
+
+import linecache
+import logging
+import re
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Any
+
+import torch
+
+from ..dtypes import empty_of, torch_dtype
+from ..graph import COMPLEX, Graph, Node, Value, values_in
+from ..native.building import has_vector_math, native_function
+from ..native.functions import nest_function
+from ..native.layouts import dense
+from ..native.libraries import blas
+from ..native.translation import is_covered
+from .aliases import memory_roots, protect_from_mutations
+from .builtins import shares_memory_with
+from .constants import constants
+from .namespace import without_cycles
+from .program import Program
+from .python import emit_python
+from .segments import Segment, cut
+
+LOG = logging.getLogger("pullback")
+LARGEST = 2**12  # elements of a result that a pattern is kept for, of which a new one is made sooner
+LARGEST_KEPT = 2**23  # bytes of scratch memory that outlive a call
+_numbers = count(1)
+
+
+def emit_loops(
+    graph: Graph, name: str = "program", *, plain: bool = False, returned: Mapping[int, Value] | None = None
+) -> Program:
+    """The program of a lowered graph, native wherever that saves anything; arguments as of `emit_python`.
+
+    Raises NativeError: there is no compiler.
+
+    Cost: the compiler's, about 0.05 s for each different kernel.
+    """
+    if not plain:
+        return emit_python(graph, name, plain=plain, returned=returned)
+    protected = protect_from_mutations(graph)
+    known = constants(protected)
+    ready, known = _with_numbers(protected, known)
+    ready, views = _without_shared_views(ready)
+    segments = cut(ready, is_covered, (*known, *_made_by(views)))
+    if not any(segment.is_native for segment in segments):
+        LOG.info("%s has nothing that native code would save: it runs as Python", name)
+        return emit_python(graph, name, plain=plain, returned=returned)
+    if views:
+        segments.append(Segment(Graph(tuple(dict.fromkeys(_read_by(views))), views, _made_by(views)), False))
+    writer = _Writer(replace(protected, nodes=()), name, known, segments, returned or {})
+    return writer.program(graph)
+
+
+def _with_numbers(graph: Graph, known: Mapping[Value, torch.Tensor]) -> tuple[Graph, dict[Value, torch.Tensor]]:
+    """The graph without what computes constants: one that repeats a number becomes that number."""
+    nodes, tensors = [], {}
+    for node in graph.nodes:
+        value = node.results[0] if len(node.results) == 1 else None
+        if value is None or value not in known:
+            nodes.append(node)
+        elif (
+            known[value].numel()
+            and bool((known[value] == known[value].flatten()[0]).all())
+            and value.dtype not in COMPLEX
+        ):
+            number = known[value].flatten()[0].item()
+            kind = (("dtype", torch_dtype(value.dtype)), ("device", torch.device(value.device)))
+            nodes.append(Node("aten.full.default", (value.shape, number), kind, (value,)))
+        else:
+            tensors[value] = known[value]
+    return replace(graph, nodes=tuple(nodes)), tensors
+
+
+def _without_shared_views(graph: Graph) -> tuple[Graph, tuple[Node, ...]]:
+    """The graph without the results that are views of an input or of another result, and the nodes that make them."""
+    root, producer = memory_roots(graph), graph.producers()
+    outputs = list(dict.fromkeys(values_in(graph.outputs)))
+    owners = [root[v] for v in outputs]
+    taken = set(graph.inputs)
+    shared = [v for v in outputs if root[v] is not v and (root[v] in taken or owners.count(root[v]) > 1)]
+    nodes: dict[Node, None] = {}
+    for value in shared:
+        chain = []
+        while (node := producer.get(value)) is not None and shares_memory_with(node) is not None:
+            chain.append(node)
+            value = node.inputs[0]
+        nodes.update(dict.fromkeys(reversed(chain)))
+    made = set(_made_by(tuple(nodes)))
+    kept = tuple(v for v in outputs if v not in made) + tuple(root[v] for v in shared if root[v] not in taken)
+    return replace(graph, outputs=tuple(dict.fromkeys(kept))), tuple(nodes)
+
+
+def _made_by(nodes: Sequence[Node]) -> tuple[Value, ...]:
+    return tuple(v for node in nodes for v in node.results)
+
+
+def _read_by(nodes: Sequence[Node]) -> tuple[Value, ...]:
+    made = set(_made_by(nodes))
+    return tuple(v for node in nodes for v in node.inputs if v not in made)
+
+
+@dataclass
+class _Writer:
+    """Writes the Python around the segments."""
+
+    graph: Graph
+    title: str
+    constants: Mapping[Value, torch.Tensor]
+    segments: Sequence[Segment]
+    returned: Mapping[int, Value]
+    names: dict[Value, str] = field(default_factory=dict)
+    namespace: dict[str, Any] = field(default_factory=lambda: {"__name__": "pullback.program"})
+    header: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    scratch: int = 0
+
+    def program(self, original: Graph) -> Program:
+        """The program, compiled."""
+        name = re.sub(r"\W", "_", self.title)
+        name = name if name.isidentifier() else f"_{name}"
+        self._bind("empty_like", torch.empty_like, "from torch import empty_like, empty_strided")
+        self._bind("empty_strided", torch.empty_strided)
+        for value, tensor in self.constants.items():
+            self._bind(
+                self._name(value),
+                tensor,
+                f"{self._name(value)} = torch.tensor({tensor.tolist()}, dtype={tensor.dtype})",
+            )
+        inputs = ", ".join(self._name(v) for v in self.graph.inputs)
+        calls = [line for number, segment in enumerate(self.segments) for line in self._segment(number, segment)]
+        opening, closing = self._scratch()
+        writes = [f"{self._name(old)}.copy_({self._name(new)})" for old, new in self.graph.mutations]
+        outputs = [self.returned.get(k, output) for k, output in enumerate(self.graph.outputs)]
+        result = "".join(f"{self._written(output)}, " for output in outputs).removesuffix(" ")
+        body = [*opening, *calls, *closing, *writes, f"return ({result})"]
+        lines = [f"def {name}({inputs}):", *(f"    {line}" for line in body)]
+        return self._compiled(name, lines, original)
+
+    def _compiled(self, name: str, lines: Sequence[str], original: Graph) -> Program:
+        header = ["import torch", *self.header, "", ""]
+        code = "\n".join([*header, *lines, "", *self.others])
+        file = f"<pullback program {next(_numbers)}: {name}>"
+        exec(compile("\n".join(lines), file, "exec"), self.namespace)
+        run = without_cycles(self.namespace, name)
+        linecache.cache[file] = (len(code), None, [f"{line}\n" for line in lines], file)
+        weakref.finalize(run, linecache.cache.pop, file, None)
+        return Program(run, code, original, self.title)
+
+    def _bind(self, name: str, target: Any, text: str = "") -> str:
+        self.namespace[name] = target
+        if text:
+            self.header.append(text)
+        return name
+
+    def _name(self, value: Value) -> str:
+        return self.names.setdefault(value, f"v{len(self.names)}_{re.sub(r'[^0-9A-Za-z_]', '_', value.name)}")
+
+    def _written(self, output: Any) -> str:
+        if isinstance(output, Value):
+            return self._name(output)
+        if output is None or isinstance(output, (bool, int, float, complex, str)):
+            return repr(output)
+        return self._bind(f"constant_{len(self.namespace)}", output, "")
+
+    def _segment(self, number: int, segment: Segment) -> list[str]:
+        """What calls a segment."""
+        graph = segment.graph
+        if segment.is_native:
+            return self._native(f"segment_{number}", graph)
+        part = emit_python(graph, f"{self.title}_part_{number}", plain=True)
+        self.others.append(part.code)
+        name = self._bind(f"part_{number}", part.run)
+        results = "".join(f"{self._name(v)}, " for v in graph.outputs)
+        return [f"{results}= {name}({', '.join(self._name(v) for v in graph.inputs)})"]
+
+    def _native(self, name: str, graph: Graph) -> list[str]:
+        """What makes fresh memory for the results, and calls the function."""
+        function = nest_function(graph, name, has_vector_math())
+        pointers = len(graph.inputs) + len(graph.outputs) + len(function.libraries) + 1
+        compiled = native_function(function.source, name, pointers)
+        self._bind(name, compiled, f'{name} = native_function(r"""{function.source}""", "{name}", {pointers})')
+        self.scratch = max(self.scratch, function.scratch)
+        given = set(self.graph.inputs) | {v for s in self.segments if not s.is_native for v in s.graph.outputs}
+        lines = [
+            f"if not {n}.is_contiguous(): {n} = {n}.contiguous()"
+            for v in graph.inputs
+            if v in given and (n := self._name(v))
+        ]
+        lines += [f"{self._name(v)} = {self._empty(v)}" for v in graph.outputs]
+        arguments = [f"{self._name(v)}.data_ptr()" for v in (*graph.inputs, *graph.outputs)]
+        arguments += [self._library(dtype) for dtype in function.libraries]
+        return [*lines, f"{name}({', '.join([*arguments, 'scratch.data_ptr()' if function.scratch else '0'])})"]
+
+    def _empty(self, value: Value) -> str:
+        kind = self._bind(str(torch_dtype(value.dtype)).removeprefix("torch."), torch_dtype(value.dtype))
+        if value.size <= LARGEST:
+            key = f"like_{value.dtype}_{'_'.join(map(str, value.shape))}"
+            if key not in self.namespace:
+                self._bind(key, empty_of(value), f"{key} = torch.empty({value.shape}, dtype=torch.{kind})")
+            return f"empty_like({key})"
+        return f"empty_strided({value.shape}, {dense(value.shape).strides}, dtype={kind}, device='cpu')"
+
+    def _library(self, dtype: str) -> str:
+        name = f"blas_{dtype}"
+        return name if name in self.namespace else self._bind(name, blas(dtype), f'{name} = blas("{dtype}")')
+
+    def _scratch(self) -> tuple[list[str], list[str]]:
+        """How a call takes scratch memory, and how it gives it back."""
+        if not self.scratch:
+            return [], []
+        make = f"torch.empty({self.scratch}, dtype=torch.uint8, device='cpu')"
+        self._bind("torch", torch)
+        if self.scratch > LARGEST_KEPT:
+            return [f"scratch = {make}"], []
+        pool = self._bind("pool", [], "pool = []")
+        return ["try:", f"    scratch = {pool}.pop()", "except IndexError:", f"    scratch = {make}"], [
+            f"{pool}.append(scratch)"
+        ]

@@ -1,0 +1,124 @@
+"""A function of C for a graph of array operators: its kernels one after the other, over one scratch memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..graph import Graph
+from .elements import BYTES, C_TYPES, Buffer
+from .nests import Nest, Reduction, join_nests, without_dead_stores
+from .products import Product, blas_call, product_call
+from .translation import Kernels, translated
+from .writing import Call, nest_call, prelude, reduction_call
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class NestFunction:
+    """A function of C, in the convention of `building`.
+
+    source: a whole file.
+    name: of the function.
+    scratch: how many bytes it needs beside its inputs and outputs.
+    libraries: the functions of BLAS that it calls, as dtypes, in order.
+    distinct: how many different kernels there are, which is what its compilation takes time for.
+    """
+
+    source: str
+    name: str
+    scratch: int
+    libraries: tuple[str, ...]
+    distinct: int
+
+
+def nest_function(graph: Graph, name: str, vector_math: bool) -> NestFunction:
+    """The function that computes a graph of covered operators.
+
+    It takes a pointer for each input and each output, one for each function of BLAS, and one to scratch memory.
+    """
+    state = translated(graph)
+    kernels = without_dead_stores(join_nests(state.kernels), set(state.outputs))
+    calls = [_call(kernel) for kernel in kernels]
+    places, scratch = scratch_places(kernels, {*state.inputs, *state.outputs})
+    texts = {text: f"kernel_{k}" for k, text in enumerate(dict.fromkeys(call.text for call in calls))}
+    names = _pointer_names(state, places)
+    libraries = tuple(dict.fromkeys(call.library for call in calls if call.library))
+    body = [f"  {_written(call, texts[call.text], names)}" for call in calls]
+    parameters = _parameters(state, libraries)
+    functions = [text.replace("NAME", own, 1) for text, own in texts.items()]
+    head = prelude(functions, vector_math)
+    source = "\n".join([head, *functions, f"void {name}({parameters}) {{", *body, "}", ""])
+    return NestFunction(source, name, scratch, tuple(_DTYPES[one] for one in libraries), len(texts))
+
+
+_DTYPES = {f"gemm_{kind}": dtype for dtype, kind in C_TYPES.items()}
+
+
+def _call(kernel: Any) -> Call:
+    if isinstance(kernel, Nest):
+        return nest_call(kernel)
+    if isinstance(kernel, Reduction):
+        return reduction_call(kernel)
+    assert isinstance(kernel, Product)
+    return blas_call(kernel) if kernel.way == "blas" else product_call(kernel)
+
+
+def _parameters(state: Kernels, libraries: Sequence[str]) -> str:
+    inputs = [f"const {C_TYPES[a.dtype]} *x{k}" for k, a in enumerate(state.inputs)]
+    outputs = [f"{C_TYPES[a.dtype]} *restrict y{k}" for k, a in enumerate(state.outputs)]
+    return ", ".join([*inputs, *outputs, *(f"gemm {name}" for name in libraries), "char *restrict scratch"])
+
+
+def _pointer_names(state: Kernels, places: dict[Buffer, int]) -> dict[Buffer, str]:
+    names = {buffer: f"x{k}" for k, buffer in enumerate(state.inputs)}
+    names |= {buffer: f"y{k}" for k, buffer in enumerate(state.outputs)}
+    for buffer, offset in places.items():
+        names[buffer] = f"({C_TYPES[buffer.dtype]} *)(scratch + {offset})"
+    return names
+
+
+def _written(call: Call, name: str, names: dict[Buffer, str]) -> str:
+    """A call, in a loop where it is made several times."""
+    count, steps = call.batch
+    arguments = [call.library] if call.library else []
+    for k, (buffer, offset) in enumerate(call.arguments):
+        moved = f" + n * {steps[k]}" if count != 1 and steps[k] else ""
+        arguments.append(f"{names[buffer]}{f' + {offset}' if offset else ''}{moved}")
+    loop = f"for (int64_t n = 0; n < {count}; n++) " if count != 1 else ""
+    return f"{loop}{name}({', '.join(arguments)});"
+
+
+def scratch_places(kernels: Sequence[Any], given: set[Buffer]) -> tuple[dict[Buffer, int], int]:
+    """Where in scratch memory each buffer lies that is not given, and how many bytes there are.
+
+    A buffer's place is free again behind the last kernel that reads or writes it.
+
+    Cost: the number of kernels times that of the buffers alive at once.
+    """
+    last: dict[Buffer, int] = {}
+    for position, kernel in enumerate(kernels):
+        for buffer in (*kernel.read_buffers(), *kernel.written_buffers()):
+            last[buffer] = position
+    alive: list[tuple[int, int, Buffer]] = []
+    places: dict[Buffer, int] = {}
+    most = 0
+    for position, kernel in enumerate(kernels):
+        for buffer in kernel.written_buffers():
+            if buffer not in given and buffer not in places:
+                size = -(-buffer.size * BYTES[buffer.dtype] // ALIGNMENT) * ALIGNMENT
+                places[buffer] = offset = _gap(alive, size)
+                alive = sorted([*alive, (offset, offset + size, buffer)], key=lambda one: one[0])
+                most = max(most, offset + size)
+        alive = [one for one in alive if last[one[2]] > position]
+    return places, most
+
+
+def _gap(alive: Sequence[tuple[int, int, Buffer]], size: int) -> int:
+    """The first offset behind which so many bytes are free."""
+    offset = 0
+    for start, end, _ in alive:
+        if start - offset >= size:
+            return offset
+        offset = max(offset, end)
+    return offset
