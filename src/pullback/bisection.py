@@ -1,7 +1,7 @@
 """Parts of a graph, whose derivative is probed by itself, and the search for the node that is wrong.
 
 The part behind a cut is a function of the values that cross it.  A cut in the middle tells which half is wrong, until
-one node is left.
+one node is left.  Inner products are real ones, Re⟨u, v⟩, of which complex numbers have two dimensions each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,21 +12,30 @@ import torch
 from torch import Tensor
 
 from .compilation import OrderName, Task, compile_derivative, differentiated_values, jvp_task, vjp_task
-from .differences import Point, floating_outputs, random_direction, slope
+from .differences import Point, double, floating_outputs, random_direction, slope
 from .dtypes import torch_dtype
 from .emit.program import Program
-from .graph import Graph, Node, Value, values_in
+from .graph import COMPLEX, Graph, Node, Value, real_of, values_in
 from .rules import RULES
+from .rules.gauge import VECTORS
 
 # Relative to the largest entry; what our program rounds is added to what differences leave uncertain.
 TOLERANCES = {"float64": 1e-6, "float32": 5e-3, "float16": 0.2, "bfloat16": 0.5}
 INNER_PRODUCT_TOLERANCES = {"float64": 1e-8, "float32": 2e-3, "float16": 0.2, "bfloat16": 0.5}
+# Relative to the largest value in the graph: what rounding leaves of a derivative that is zero by cancellation.
+ROUNDING = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-1, "bfloat16": 1.0}
 BLURRED = 1e-2  # differences less certain than this prove nothing
 
 
-def tolerance(table: Mapping[str, float], values: Sequence[Value]) -> float:
-    """The largest of the tolerances of some values' dtypes."""
-    return max(table[v.dtype] for v in values if v.is_floating)
+def tolerance(table: Mapping[str, float], graph: Graph) -> float:
+    """That of the least precise dtype in a graph, which may be one in between."""
+    values = (*graph.inputs, *(v for node in graph.nodes for v in node.results))
+    return max((table[real_of(v.dtype)] for v in values if v.is_differentiable), default=0.0)
+
+
+def rounding(point: Point, graph: Graph) -> float:
+    """What a derivative may be off by that is zero by cancellation."""
+    return tolerance(ROUNDING, graph) * point.largest
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class Part:
 
     def complaint(self, generator: torch.Generator, probes: int) -> str:
         """What is wrong with its derivative, or the empty string."""
-        outputs = [k for k, v in enumerate(self.graph.outputs) if isinstance(v, Value) and v.is_floating]
+        outputs = [k for k, v in enumerate(self.graph.outputs) if isinstance(v, Value) and v.is_differentiable]
         if not self.sources or not outputs:
             return ""
         inputs = [_as(v, self.point.values[v]) for v in self.graph.inputs]
@@ -78,7 +87,7 @@ class Part:
         doubt = sum(float((e * s.abs()).sum()) for e, s in zip(expected.errors, seeds, strict=True))
         if not doubt <= BLURRED * size:
             return ""
-        if abs(left - seen) <= tolerance(TOLERANCES, self._ends) * size + 5 * doubt:
+        if abs(left - seen) <= tolerance(TOLERANCES, self.graph) * size + 5 * doubt + rounding(self.point, self.graph):
             return ""
         return f"⟨Jᵀu, v⟩ = {left:.6g}, but differences give {seen:.6g}: {_ratio(left, seen)}"
 
@@ -88,13 +97,10 @@ class Part:
         left, size = _inner(pulled, moves)
         right, other = _inner(pushed, seeds)
         size = max(size, other, 1e-300)
-        if not size < torch.inf or abs(left - right) <= tolerance(INNER_PRODUCT_TOLERANCES, self._ends) * size:
+        allowed = tolerance(INNER_PRODUCT_TOLERANCES, self.graph) * size + rounding(self.point, self.graph)
+        if not size < torch.inf or abs(left - right) <= allowed:
             return ""
         return f"⟨Jᵀu, v⟩ = {left:.6g}, but ⟨u, Jv⟩ = {right:.6g}"
-
-    @property
-    def _ends(self) -> tuple[Value, ...]:
-        return (*self.sources, *floating_outputs(self.graph))
 
     def behind(self, start: int) -> "Part":
         """The part from a later node on."""
@@ -116,31 +122,34 @@ class Part:
                 wrong = middle
             else:
                 right = middle
+        if nodes[wrong].op in VECTORS and wrong:  # by itself it has vectors of any phase: the cuts alone tell
+            return nodes[wrong]
         suspects = [*nodes[wrong : wrong + 1], *reversed(nodes)]  # should the cuts have missed it
+        suspects = [n for n in suspects if n.op not in VECTORS]
         return next((n for n in suspects if single(n, self.point, self.fuse).complaint(generator, probes)), None)
 
 
 def single(node: Node, point: Point, fuse: bool) -> Part:
     """One node as a graph of its own."""
     known = node.op in RULES
-    sources = tuple(dict.fromkeys(v for v in node.inputs if v.is_floating)) if known else ()
-    outputs = tuple(v for v in node.results if v.is_floating)
+    sources = tuple(dict.fromkeys(v for v in node.inputs if v.is_differentiable)) if known else ()
+    outputs = tuple(v for v in node.results if v.is_differentiable)
     return Part(Graph(tuple(dict.fromkeys(node.inputs)), (node,), outputs), point, 0, sources, fuse)
 
 
 def _as(value: Value, tensor: Tensor) -> Tensor:
     """A tensor in the dtype that the graph has for it."""
-    return tensor.to(torch_dtype(value.dtype)) if value.is_floating else tensor
+    return tensor.to(torch_dtype(value.dtype)) if value.is_differentiable else tensor
 
 
 def _ones(values: Sequence[Value]) -> dict[Value, Tensor]:
-    return {v: torch.ones(v.shape, dtype=torch.float64) for v in values}
+    return {v: torch.ones(v.shape, dtype=torch.complex128 if v.dtype in COMPLEX else torch.float64) for v in values}
 
 
 def _inner(left: Sequence[Tensor], right: Sequence[Tensor]) -> tuple[float, float]:
-    """⟨left, right⟩ in float64, and the sum of absolute values, which says how large rounding may be."""
-    products = [(a.double() * b.double()) for a, b in zip(left, right, strict=True)]
-    return sum(float(p.sum()) for p in products), sum(float(p.abs().sum()) for p in products)
+    """Re⟨left, right⟩ in float64, and the sum of absolute values, which says how large rounding may be."""
+    products = [double(a).conj() * double(b) for a, b in zip(left, right, strict=True)]
+    return sum(float(p.real.sum()) for p in products), sum(float(p.abs().sum()) for p in products)
 
 
 def _ratio(ours: float, seen: float) -> str:

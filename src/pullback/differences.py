@@ -2,13 +2,15 @@
 
 The graph's own operators are run again with some values moved.  What has no derivative by definition (`detach`, what
 was drawn at random, rounding) stays as it was at the point, and random operators draw again what they drew there.
-Graphs of float32 and below are run in float64, so that differences are sharp, unless they draw random numbers.
+Graphs of float32 and below are run in float64, so that differences are sharp, unless they draw random numbers; complex
+numbers likewise, and they move along real and imaginary directions alike.
 
 Notation: f(h) is what comes out when all values are moved by h · direction; D(h) = (f(h) − f(−h)) / 2h.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from .emit.builtins import facts
 from .evaluation import results_of
-from .graph import FLOATING, DType, Graph, Node, Value, replace_values
+from .graph import COMPLEX, FLOATING, DType, Graph, Node, Value, replace_values
 from .keys import held
 from .own_derivatives import ATTACH, PRODUCTS
 from .rules import NONDIFFERENTIABLE
@@ -33,6 +35,12 @@ class Point:
     graph: Graph
     values: Values
     states: Mapping[Node, Tensor]
+
+    @cached_property
+    def largest(self) -> float:
+        """The largest of all entries that are numbers."""
+        finite = [t[t.isfinite()] for v, t in self.values.items() if v.is_differentiable]
+        return max(map(largest, finite), default=0.0)
 
     def moved(self, start: int, moves: Mapping[Value, Tensor]) -> list[Tensor]:
         """The graph's floating outputs when values computed before node number `start` are moved."""
@@ -64,7 +72,7 @@ class Point:
 
 def floating_outputs(graph: Graph) -> list[Value]:
     """The outputs that have a derivative."""
-    return [v for v in graph.outputs if isinstance(v, Value) and v.is_floating]
+    return [v for v in graph.outputs if isinstance(v, Value) and v.is_differentiable]
 
 
 def point_at(graph: Graph, inputs: Sequence[Tensor]) -> Point:
@@ -90,7 +98,12 @@ def _sharpened(graph: Graph, inputs: Sequence[Tensor]) -> tuple[Graph, Values]:
 
 
 def _sharp_tensor(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
+    return double(tensor) if tensor.is_floating_point() or tensor.is_complex() else tensor
+
+
+def double(tensor: Tensor) -> Tensor:
+    """A tensor in double precision."""
+    return tensor.to(torch.complex128) if tensor.is_complex() else tensor.double()
 
 
 def _sharp_node(node: Node) -> Node:
@@ -103,9 +116,9 @@ def _sharp_dtypes(tree: Any) -> Any:
     if isinstance(tree, tuple):
         return tuple(map(_sharp_dtypes, tree))
     if isinstance(tree, torch.dtype):
-        return torch.float64 if tree.is_floating_point else tree
+        return torch.float64 if tree.is_floating_point else torch.complex128 if tree.is_complex else tree
     if isinstance(tree, DType):
-        return DType("float64") if tree in FLOATING else tree
+        return DType("float64") if tree in FLOATING else DType("complex128") if tree in COMPLEX else tree
     return replace_values(tree, lambda v: v)
 
 
@@ -174,7 +187,7 @@ def random_direction(values: Sequence[Value], at: Mapping[Value, Tensor], genera
 
 def _random_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Normal numbers; entry by entry no larger than a tensor's typical entry, and 1 for one of zeros."""
-    finite = tensor.double()[tensor.isfinite()]
+    finite = double(tensor)[tensor.isfinite()].abs()
     size = float(finite.square().mean().sqrt()) if finite.numel() else 1.0
-    drawn = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+    drawn = torch.randn(tensor.shape, generator=generator, dtype=_sharp_tensor(tensor).dtype)
     return (drawn * (min(max(size, 1e-3), 1e3) if size else 1.0)).to(tensor.dtype)

@@ -123,6 +123,7 @@ def _count(tensor: Tensor) -> int:
 
 
 def _described(value: Value, tensor: Tensor) -> str:
-    finite = tensor[tensor.isfinite()] if tensor.is_floating_point() else tensor
+    is_continuous = tensor.is_floating_point() or tensor.is_complex()
+    finite = tensor[tensor.isfinite()] if is_continuous else tensor
     zeros = int((tensor == 0).sum())
     return f"{value!r}: largest finite entry {largest(finite):.4g}, {zeros} of {value.size} entries are zero"

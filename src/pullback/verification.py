@@ -3,14 +3,14 @@
 Three kinds of evidence, at random directions v and cotangents u:
 
     differences      J v against (f(x + hv) − f(x − hv)) / 2h of the captured function
-    inner products   ⟨u, J v⟩ from a forward program against ⟨Jᵀ u, v⟩ from a reverse one
+    inner products   ⟨u, J v⟩ from a forward program against ⟨Jᵀ u, v⟩ from a reverse one; real parts of complex ones
     torch.func       the whole result against PyTorch's; only where it is asked for by name
 
 On a mismatch the graph is cut in two until one node is left: the part behind a cut is a function of the values that
 cross it, whose derivative is compiled and probed by itself.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakSet
@@ -18,12 +18,13 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from .bisection import BLURRED, TOLERANCES, Part, single, tolerance
+from .bisection import BLURRED, TOLERANCES, Part, rounding, single, tolerance
 from .derivatives import CapturedCall, Gradient, Jacobian
-from .differences import Point, largest, point_at, random_direction, slope
+from .differences import Point, double, largest, point_at, random_direction, slope
+from .dtypes import dtype_name
 from .emit.backends import Auto
 from .errors import ArgumentError, VerificationError
-from .graph import COMPLEX, Graph, Node, Value
+from .graph import COMPLEX, Graph, Node, Value, real_of
 from .guards import is_transforming
 from .recording import CURRENT
 from .signature import Entry
@@ -143,7 +144,6 @@ def verify_products(f: Callable[..., Any], primals: tuple[Any, ...]) -> None:
     if isinstance(f, Transform):
         verify(f, *primals)
     call = captured_call(f, primals, {})
-    _refuse_complex(call)
     sources = call.sources(tuple(range(len(primals))))
     graph = replace(call.captured.graph, mutations=())
     inputs = [t.detach().clone() for t in flat_tensors(call.captured, primals, {})]
@@ -177,7 +177,6 @@ class _Evidence:
     def of(cls, transform: Transform, args: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> "_Evidence":
         call = captured_call(transform.f, args, kwargs)
         sources, outputs = _differentiated(transform, call)
-        _refuse_complex(call)
         inputs = [t.detach().clone() for t in flat_tensors(call.captured, args, kwargs)]
         point = point_at(call.captured.graph, inputs)
         fuse = isinstance(transform.kind, Gradient)
@@ -192,11 +191,10 @@ class _Evidence:
 
     def gather(self, probes: int) -> Verification:
         """Try all directions; on a mismatch, look for the node."""
-        directions = [[s] for s in self.sources[:SINGLE_SOURCES]] if len(self.sources) > 1 else []
-        directions += [list(self.sources)] * probes
+        directions = list(self._directions(probes))
         worst, blurred, problem = 0.0, 0, ""
-        for moved in directions:
-            error, note = self._compare(random_direction(moved, self.point.values, self.generator))
+        for direction in directions:
+            error, note = self._compare(direction)
             blurred += error is None
             worst = max(worst, error or 0.0)
             problem = problem or note
@@ -204,6 +202,18 @@ class _Evidence:
         problem = problem or whole.complaint(self.generator, probes)
         found = Verification(self.title, len(directions), blurred, worst, problem)
         return _blamed(found, whole, self.generator, probes) if problem else found
+
+    def _directions(self, probes: int) -> Iterator[Mapping[Value, Tensor]]:
+        """The first sources alone, complex ones along real and along imaginary numbers; then all together."""
+        for source in self.sources[:SINGLE_SOURCES]:
+            drawn = random_direction([source], self.point.values, self.generator)
+            if source.dtype in COMPLEX:
+                yield {source: drawn[source].real + 0j}
+                yield {source: 1j * drawn[source].imag}
+            elif len(self.sources) > 1:
+                yield drawn
+        for _ in range(probes):
+            yield random_direction(self.sources, self.point.values, self.generator)
 
     def _compare(self, direction: Mapping[Value, Tensor]) -> tuple[float | None, str]:
         """The relative error along a direction, None if differences tell nothing; and what is wrong, if anything."""
@@ -216,9 +226,10 @@ class _Evidence:
             blocks = zip(self.sources, self.results[k * count : (k + 1) * count], strict=True)
             moved = [self._along(k, s, j, direction[s]) for s, j in blocks if s in direction]
             ours = sum(moved, torch.zeros((), dtype=torch.float64))
-            allowed = tolerance(TOLERANCES, (output, *self.sources)) * max(expected.scale, largest(ours)) + 5 * error
+            allowed = tolerance(TOLERANCES, self.graph) * max(expected.scale, largest(ours)) + 5 * error
+            allowed += rounding(self.point, self.graph)
             excess = (ours - seen).abs() - allowed
-            worst = max(worst, largest(ours - seen) / max(expected.scale, 1e-300))
+            worst = max(worst, largest(ours - seen) / max(expected.scale, rounding(self.point, self.graph), 1e-300))
             if largest(excess.clamp_min(0)) > 0 or not bool(ours.isfinite().all()):
                 problem = (
                     f"∂{output.name} along a direction of {', '.join(v.name for v in direction)} is "
@@ -227,8 +238,16 @@ class _Evidence:
         return worst, problem
 
     def _along(self, output: int, source: Value, jacobian: Tensor, direction: Tensor) -> Tensor:
-        """J v, in float64; sample by sample, where each sample has a Jacobian of its own."""
-        block, v = jacobian.detach().double(), direction.double()
+        """J v in double precision, J being the conjugate of what holds for a complex source, as of any gradient.
+
+        Sample by sample, where each sample has a Jacobian of its own.
+        """
+        block, v = double(jacobian.detach()), double(direction)
+        if v.is_complex():
+            return self._contracted(output, source, block.conj(), v).real
+        return self._contracted(output, source, block, v.to(block.dtype))
+
+    def _contracted(self, output: int, source: Value, block: Tensor, v: Tensor) -> Tensor:
         if self.axes is None:
             return torch.tensordot(block, v, len(source.shape))
         inward, outward = self.axes
@@ -257,29 +276,19 @@ def _differentiated(transform: Transform, call: CapturedCall) -> tuple[tuple[Val
     return call.sources(kind.argnums), call.tensor_outputs(count)
 
 
-def _refuse_complex(call: CapturedCall) -> None:
-    """Probes move real numbers, and inner products are those of real numbers."""
-    for node in call.captured.graph.nodes:
-        for value in (*node.inputs, *node.results):
-            if value.dtype in COMPLEX:
-                raise ArgumentError(
-                    f"{call.title} holds {value.name!r}, which is {value.type}{call.line_of(value)}: complex numbers "
-                    "are not verified yet; compare with difference quotients of your own"
-                )
-
-
 def _sample(tensor: Tensor, excess: Tensor) -> str:
     """The entry that is furthest off."""
-    return f"{float(tensor.reshape(-1)[int(excess.reshape(-1).nan_to_num(torch.inf).argmax())]):.6g}"
+    entry = tensor.reshape(-1)[int(excess.reshape(-1).nan_to_num(torch.inf).argmax())].item()
+    return f"{entry:.6g}"
 
 
 def _difference_from_torch(transform: Transform, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
     """What is wrong with a result by the lights of `torch.func`, or the empty string."""
     ours, theirs = tree_leaves(transform(*args, **kwargs)), tree_leaves(_in_torch(transform)(*args, **kwargs))
     for k, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-        if isinstance(one, Tensor) and one.is_floating_point():
-            off = largest(one.double() - other.double()) / max(largest(other), 1e-300)
-            if not off <= TOLERANCES[str(one.dtype).removeprefix("torch.")]:
+        if isinstance(one, Tensor) and (one.is_floating_point() or one.is_complex()):
+            off = largest(double(one) - double(other)) / max(largest(other), 1e-300)
+            if not off <= TOLERANCES[real_of(dtype_name(one.dtype))]:
                 return f"leaf {k} of the result differs from torch.func's by {off:.1e} of its largest entry"
     return ""
 
