@@ -9,44 +9,91 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
 import pullback
-from faults import FAULTS, Fault, injected, long_function
+from faults import (
+    BLOCKS,
+    COMPLEX_BLOCKS,
+    COMPLEX_KINDS,
+    COMPLEX_OPERATORS,
+    KINDS,
+    OPERATORS,
+    Fault,
+    injected,
+    long_function,
+)
+from pullback.differences import point_at
+from pullback.transform import captured_call
 from pullback.verification import verify
 from support import reference
 from test_random_programs import Program, inner, point, programs
 
 
-def arguments(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def arguments(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    x, w, b = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((4, 4), (4, 4), (4,)))
-    return x, w * 0.5, b
+    x, w = (torch.randn((4, 4), generator=generator, dtype=dtype) for _ in range(2))
+    return x, w * 0.5, torch.randn(4, generator=generator, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("number", range(len(FAULTS)))
-def test_a_fault_is_found_and_located(number: int) -> None:
-    fault, f, args = FAULTS[number], long_function(number), arguments(number)
-    graph = pullback.trace(f, *args)
+REAL = [(kind, op) for op in OPERATORS for kind in KINDS]
+COMPLEX = [(kind, op) for op in COMPLEX_OPERATORS for kind in COMPLEX_KINDS]
+
+
+def drawn(pairs: list[tuple[str, str]], seed: int) -> list[tuple[str, str]]:
+    """One kind of mistake for each operator, and each kind about as often."""
+    ops = list(dict.fromkeys(op for _, op in pairs))
+    random.Random(seed).shuffle(ops)
+    kinds = [k for k in dict.fromkeys(kind for kind, _ in pairs) for _ in ops]
+    return [(kinds[n * len(kinds) // len(ops)], op) for n, op in enumerate(ops)]
+
+
+def is_found(kind: str, op: str, seed: int, is_complex: bool = False) -> bool:
+    """Whether there is a node where this mistake matters; if so, that it is found and named."""
+    table, dtype = (COMPLEX_BLOCKS, torch.complex128) if is_complex else (BLOCKS, torch.float64)
+    f, args = long_function(seed, table=table), arguments(seed, dtype)
+    graph = captured_call(f, args, {}).captured.graph
     assert len(graph.nodes) >= 200
-    candidates = [n for n in graph.nodes if n.op == fault.op and is_wrong_there(fault, n)]
-    node = random.Random(number).choice(candidates)
-    with injected(fault, node.results[0].name), pytest.raises(pullback.VerificationError) as caught:
+    values = point_at(graph, list(args)).values
+    places = [(n, k) for n in graph.nodes if n.op == op for k, v in enumerate(n.inputs) if v.is_differentiable]
+    candidates = [(n, k) for n, k in places if Fault(kind, op, k).matters(n, values)]
+    if not candidates:
+        return False
+    node, operand = random.Random(seed).choice(candidates)
+    with injected(Fault(kind, op, operand), node.results[0].name), pytest.raises(pullback.VerificationError) as caught:
         verify(pullback.grad(f, (0, 1, 2)), *args)
     message = str(caught.value)
     assert f"The first wrong node is\n  {node.results[0].name}: " in message
     assert node.op in message
     assert str(node.source) in message
+    return True
 
 
-def is_wrong_there(fault: Fault, node: Any) -> bool:
-    """Whether the mistake makes a difference: an operand that is broadcast, two operands that are tensors."""
-    if fault.kind == "wrong broadcast sum" and fault.alter is not None and fault.op != "aten.sigmoid.default":
-        return len(node.inputs) > fault.operand and node.inputs[fault.operand].shape != node.results[0].shape
-    if fault.kind == "swapped operands":
-        return len(node.inputs) == 2 and node.inputs[0] is not node.inputs[1] and same_shapes(node)
-    return len(node.inputs) > fault.operand
+@pytest.mark.parametrize(("kind", "op"), drawn(REAL, 2), ids=str)
+def test_a_fault_is_found_and_located(kind: str, op: str) -> None:
+    """Twenty of twenty, drawn by seed; where a kind of mistake makes no difference, the next one that does."""
+    kinds = list(KINDS)
+    start = kinds.index(kind)
+    assert any(is_found(k, op, 2) for k in kinds[start:] + kinds[:start])
 
 
-def same_shapes(node: Any) -> bool:
-    return len({v.shape for v in node.inputs}) == 1
+@pytest.mark.parametrize(("kind", "op"), drawn(COMPLEX, 3)[::2], ids=str)
+def test_a_fault_between_complex_numbers_is_found(kind: str, op: str) -> None:
+    kinds = list(COMPLEX_KINDS)
+    start = kinds.index(kind)
+    assert any(is_found(k, op, 3, True) for k in kinds[start:] + kinds[:start])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("op", OPERATORS)
+def test_every_kind_of_fault_in_every_operator(op: str) -> None:
+    """All but swapped operands, where an operator has only one, or two of different shapes."""
+    missed = [kind for number, kind in enumerate(KINDS) if not is_found(kind, op, number)]
+    assert missed in ([], ["swapped operands"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("op", COMPLEX_OPERATORS)
+def test_every_kind_of_fault_in_every_complex_operator(op: str) -> None:
+    missed = {kind for number, kind in enumerate(COMPLEX_KINDS) if not is_found(kind, op, number, True)}
+    assert missed <= {"swapped operands", "missing conjugate"}
 
 
 def test_a_fault_in_a_fused_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +152,52 @@ def test_every_dtype(dtype: torch.dtype) -> None:
     assert verify(pullback.jacobian(lambda x: (x.sin() @ x.T).tanh()), x).passed
 
 
+def spirals(z: Tensor) -> Tensor:
+    return ((z @ z.mH).exp() * z.conj()).imag.sin().sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
+def test_complex_numbers(dtype: torch.dtype) -> None:
+    z = torch.complex(torch.linspace(-1, 1, 4), torch.linspace(0, 1, 4)).reshape(2, 2).to(dtype)
+    x = z.real
+    assert verify(pullback.grad(spirals), z).passed
+    assert verify(pullback.jacobian(lambda z: (z @ z).abs()), z).passed
+    assert verify(pullback.jacobian(lambda x: torch.complex(x, x.sin()).exp() @ z), x).passed
+    assert verify(pullback.hessian(lambda x: spirals(x * z)), x).passed
+    assert verify(pullback.batch_jacobian(lambda z: (z * z).abs()), z).passed
+    assert pullback.vjp(lambda z: z @ z.conj(), z, verify=True)[0].shape == z.shape
+    assert pullback.jvp(lambda z: z @ z.conj(), (z,), (z,), verify=True)[0].shape == z.shape
+    assert pullback.linearize(lambda z: z @ z.conj(), z, verify=True)[0].shape == z.shape
+
+
+def test_phases_of_vectors_raise_no_alarm() -> None:
+    z = torch.complex(*torch.randn(2, 3, 3, dtype=torch.float64))
+    f = lambda z: (torch.linalg.svd(z)[0].abs() ** 3).sum() + torch.linalg.eig(z)[1].abs().sin().sum()  # noqa: E731
+    assert verify(pullback.grad(f), z).passed
+    with (
+        injected(Fault("sign", "aten.sin.default"), "sin"),
+        pytest.raises(pullback.VerificationError, match=r"aten\.sin"),
+    ):
+        verify(pullback.grad(f), z)
+    with (
+        injected(Fault("zero", "aten._linalg_svd.default"), "linalg_svd"),
+        pytest.raises(pullback.VerificationError, match=r"first wrong node is\n  .*_linalg_svd"),
+    ):
+        verify(pullback.grad(lambda z: (torch.linalg.svd(z * 2)[0].abs() ** 3).sum()), z)
+
+
+def test_a_derivative_that_is_zero_by_cancellation_raises_no_alarm() -> None:
+    x = torch.randn(3, dtype=torch.float64)
+    assert verify(pullback.grad(lambda x: (x.exp().log() - x * 1.0).sum() * 7 + x.sum() * 0), x).passed
+    z = torch.complex(x, x.sin())
+    assert verify(pullback.grad(lambda z: z.exp().abs().log().sum()), z).passed
+
+
+def test_precision_is_that_of_the_least_precise_value() -> None:
+    x = torch.randn(3, dtype=torch.float64)
+    assert verify(pullback.grad(lambda x: x.float().sin().double().exp().sum()), x).passed
+
+
 def test_hessian_dropout_detach_and_captured_parameters() -> None:
     layer = torch.nn.Linear(3, 2).double()
 
@@ -120,7 +213,7 @@ def test_hessian_dropout_detach_and_captured_parameters() -> None:
 
 
 def test_a_fault_of_second_order_is_named_by_the_inner_transform() -> None:
-    fault = next(f for f in FAULTS if f.op == "aten.sin.default")
+    fault = Fault("sign", "aten.sin.default")
     with injected(fault, "sin"), pytest.raises(pullback.VerificationError, match=r"aten\.sin\.default"):
         verify(pullback.hessian(lambda x: x.sin().sum()), torch.ones(2, dtype=torch.float64))
 
@@ -160,7 +253,7 @@ def test_every_transform_verifies_itself_if_asked(name: str) -> None:
     plain, verified = ASKED[name]()(x), ASKED[name](verify=True)
     torch.testing.assert_close(verified(x), plain)
     torch.testing.assert_close(verified(x), plain)  # from its program, verified before
-    fault = next(f for f in FAULTS if f.op == "aten.sin.default")
+    fault = Fault("sign", "aten.sin.default")
     with injected(fault, "sin"), pytest.raises(pullback.VerificationError, match=r"aten\.sin\.default"):
         ASKED[name](verify=True)(x)
 

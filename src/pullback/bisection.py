@@ -15,6 +15,7 @@ from .compilation import OrderName, Task, compile_derivative, differentiated_val
 from .differences import Point, double, floating_outputs, random_direction, slope
 from .dtypes import torch_dtype
 from .emit.program import Program
+from .errors import GaugeError
 from .graph import COMPLEX, Graph, Node, Value, real_of, values_in
 from .rules import RULES
 from .rules.gauge import VECTORS
@@ -50,6 +51,12 @@ class Part:
 
     def complaint(self, generator: torch.Generator, probes: int) -> str:
         """What is wrong with its derivative, or the empty string."""
+        try:
+            return self._complaint(generator, probes)
+        except GaugeError as error:
+            return str(error).partition("\n")[0]
+
+    def _complaint(self, generator: torch.Generator, probes: int) -> str:
         outputs = [k for k, v in enumerate(self.graph.outputs) if isinstance(v, Value) and v.is_differentiable]
         if not self.sources or not outputs:
             return ""
@@ -125,15 +132,14 @@ class Part:
         if nodes[wrong].op in VECTORS and wrong:  # by itself it has vectors of any phase: the cuts alone tell
             return nodes[wrong]
         suspects = [*nodes[wrong : wrong + 1], *reversed(nodes)]  # should the cuts have missed it
-        suspects = [n for n in suspects if n.op not in VECTORS]
         return next((n for n in suspects if single(n, self.point, self.fuse).complaint(generator, probes)), None)
 
 
 def single(node: Node, point: Point, fuse: bool) -> Part:
-    """One node as a graph of its own."""
+    """One node as a graph of its own; without outputs if it leaves phases open, so that nothing can be said of it."""
     known = node.op in RULES
     sources = tuple(dict.fromkeys(v for v in node.inputs if v.is_differentiable)) if known else ()
-    outputs = tuple(v for v in node.results if v.is_differentiable)
+    outputs = tuple(v for v in node.results if v.is_differentiable and node.op not in VECTORS)
     return Part(Graph(tuple(dict.fromkeys(node.inputs)), (node,), outputs), point, 0, sources, fuse)
 
 
