@@ -5,10 +5,11 @@ import torch
 
 import pullback
 from pullback.emit.constants import LARGEST, constants
+from pullback.emit.destinations import INTO_GRADIENT
 from pullback.emit.fx import to_graph_module
 from pullback.emit.program import Program
 from pullback.emit.python import emit_python
-from pullback.emit.reuse import IN_PLACE, INTO_GRADIENT, SMALLEST, reuse_memory
+from pullback.emit.reuse import IN_PLACE, SMALLEST, reuse_memory
 from pullback.emit.schedule import schedule
 from pullback.graph import Graph, Node, Value
 from pullback.torch_private import overload

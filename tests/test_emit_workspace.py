@@ -13,10 +13,10 @@ import pullback
 from emit_samples import SAMPLES
 from pullback import transform
 from pullback.emit.builtins import METHODS
+from pullback.emit.destinations import KERNELS, WITH_OUT
 from pullback.emit.peepholes import rewrite
 from pullback.emit.program import Program
 from pullback.emit.python import emit_python
-from pullback.emit.workspace import KERNELS, WITH_OUT
 from pullback.graph import Graph, Node, Value
 from pullback.torch_private import QUICKER, overload
 
@@ -46,6 +46,8 @@ def test_methods_do_what_their_operators_do(op: str) -> None:
         if functional(op) in ("aten.addmm.default", "aten.addmv.default"):
             matrix, other = torch.rand(2, 3), torch.rand(3, 2) if "addmm" in op else torch.rand(3)
             args = (torch.rand(2, 2) if "addmm" in op else torch.rand(2), matrix, other)
+        if functional(op) == "aten.copy.default":
+            args = (torch.rand(2), torch.rand(2))
         if functional(op) == "aten.zero.default":
             args = (torch.rand(2),)
         target = args[0].clone()

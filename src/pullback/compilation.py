@@ -5,6 +5,7 @@ with_gauge    what a factorisation leaves open becomes one more source, in which
 choose_order  the sequence in which vertices are eliminated
 accumulate    multiply local Jacobians in that order; labelled expressions
 lower         labelled expressions become ATen operators; what is common is computed once, what is dead is gone
+contract …    equal products over steps become one; `contract_horizontally`
 own_memory    no derivative shares memory with an input, an output or another derivative
 schedule      what only a result needs is computed as soon as it can be
 emit          generated Python
@@ -19,6 +20,7 @@ from .cost import CostModel, multiplications
 from .emit.aliases import own_memory
 from .emit.backends import Auto, emit
 from .emit.fx import to_graph_module
+from .emit.horizontal import contract_horizontally
 from .emit.lowering import lower
 from .emit.prediction import peak_bytes, predicted_seconds
 from .emit.program import Program
@@ -153,6 +155,7 @@ def compile_backward(
     computed = {v for node in nodes for v in node.results}
     read = dict.fromkeys(v for v in values_in(([n.inputs for n in nodes], derivatives)) if v not in computed)
     lowered = lower(Graph(tuple(read), nodes, derivatives), keep_stops=not fuse)
+    lowered = contract_horizontally(lowered, model_for(graph.inputs))
     lowered = schedule(own_memory(lowered, len(derivatives)))
     lowered.check()
     return emit(lowered, name, plain=fuse, backend="python")
@@ -197,7 +200,8 @@ def _accumulated(
     nodes = live_nodes((*task.graph.nodes, *derived_nodes), (outputs, mutations))
     derived = Graph(task.graph.inputs, nodes, outputs, mutations)
     derived.check()
-    lowered = schedule(own_memory(lower(derived, keep_stops=not plain), len(task.pairs)))
+    lowered = contract_horizontally(lower(derived, keep_stops=not plain), model)
+    lowered = schedule(own_memory(lowered, len(task.pairs)))
     lowered.check()
     prediction = Prediction(multiplications(derived_nodes), predicted_seconds(lowered, model), peak_bytes(lowered))
     return _Candidate(order, lowered, prediction, found.edge_products)

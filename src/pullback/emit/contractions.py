@@ -269,10 +269,16 @@ def _matrix_product(
 
 
 def flatten(operand: Labelled, groups: Sequence[Sequence[Label]], tensors: Tensors) -> Value:
-    """A tensor with one axis for each group of labels."""
-    order = [label for group in groups for label in group]
-    moved = tensors.permute(operand.value, [operand.labels.index(label) for label in order])
-    return tensors.reshape(moved, [prod(label.size for label in group) for group in groups])
+    """A tensor with one axis for each group of labels: a view wherever the labels of each lie side by side."""
+    sizes = [prod(label.size for label in group) for group in groups]
+    whole, places = tensors.behind_permutation(operand.value)
+    axes = [[places[operand.labels.index(label)] for label in group] for group in groups]
+    flat = [d for group in axes for d in group]
+    in_memory = sorted((k for k, group in enumerate(axes) if group), key=lambda k: axes[k][0])
+    if all(axes) and [d for k in in_memory for d in axes[k]] == sorted(flat):  # joined, then turned
+        joined = tensors.reshape(whole, [sizes[k] for k in in_memory])
+        return tensors.permute(joined, [in_memory.index(k) for k in range(len(groups))])
+    return tensors.reshape(tensors.permute(whole, flat), sizes)
 
 
 def sum_out(operand: Labelled, kept: set[Label], tensors: Tensors) -> Labelled:

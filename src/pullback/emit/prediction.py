@@ -6,6 +6,7 @@ from ..cost import CostModel, node_multiplications
 from ..graph import Graph, Node, Value, values_in
 from .aliases import memory_roots
 from .builtins import shares_memory_with
+from .stacking import operands_of, slots
 
 _HEAVY = frozenset(
     "sin cos tan asin acos atan atan2 sinh cosh tanh exp expm1 log log1p log2 log10 pow sigmoid erf erfc erfinv "
@@ -30,7 +31,15 @@ def predicted_seconds(graph: Graph, model: CostModel) -> float:
 
     Cost: linear in the number of nodes.
     """
-    return sum(_seconds(node, model) for node in graph.nodes)
+    root, placed = memory_roots(graph), slots(graph)
+    stacks = {slot.whole for slot in placed.values()}
+
+    def seconds(node: Node) -> float:
+        if node.results and node.results[0] in stacks:  # most of what it joins is there already
+            return sum(model.elementwise(2 * v.size) for v in operands_of(node)[0] if root[v] not in placed)
+        return _seconds(node, model)
+
+    return sum(map(seconds, graph.nodes))
 
 
 def _seconds(node: Node, model: CostModel) -> float:

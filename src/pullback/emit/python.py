@@ -34,6 +34,7 @@ from .overlap import NoOverlap
 from .peepholes import rewrite
 from .program import Program
 from .reuse import reuse_memory
+from .stacking import slots
 from .updates import update_in_place
 from .workspace import Workspace, use_workspace
 
@@ -61,8 +62,10 @@ def emit_python(
     workspace = Workspace(protected)
     if plain:
         known = dict(constants(protected))
-        reused = reuse_memory(update_in_place(protected), frozenset(known), smallest=1)
-        workspace = use_workspace(reused, frozenset(known), frozenset(old for old, _ in protected.mutations))
+        updated = update_in_place(protected)
+        placed = slots(updated, known)
+        reused = reuse_memory(updated, frozenset(known), smallest=1, slots=placed)
+        workspace = use_workspace(reused, frozenset(known), frozenset(old for old, _ in protected.mutations), placed)
     writer = _Writer(workspace.graph, _identifier(name), known, workspace, returned=returned or {})
     writer.written = tuple(old for old, _ in protected.mutations) if plain else ()
     name, body, header = writer.name, writer.body(), writer.header()

@@ -7,9 +7,11 @@ again.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from ..graph import Graph, Node, Value, values_in
-from .aliases import memory_roots
+from .destinations import INTO_GRADIENT
+from .stacking import Slot, joint_roots
 
 SMALLEST = 2**14  # elements; a smaller result comes from memory that was just set free
 
@@ -17,7 +19,6 @@ _IN_PLACE = """
 relu.default sigmoid.default tanh.default exp.default log.default neg.default sin.default cos.default sqrt.default
 rsqrt.default reciprocal.default mul.Tensor add.Tensor sub.Tensor div.Tensor clamp_min.default
 """
-_INTO_GRADIENT = "threshold_backward sigmoid_backward tanh_backward silu_backward gelu_backward leaky_relu_backward"
 _COMMUTATIVE = frozenset(("aten.mul.Tensor", "aten.add.Tensor"))
 
 _RESHAPES = frozenset(
@@ -26,20 +27,25 @@ _RESHAPES = frozenset(
 )
 
 IN_PLACE: Mapping[str, str] = {f"aten.{op}": "aten.{}_.{}".format(*op.split(".")) for op in _IN_PLACE.split()}
-INTO_GRADIENT: Mapping[str, str] = {f"aten.{op}.default": f"aten.{op}.grad_input" for op in _INTO_GRADIENT.split()}
 
 
-def reuse_memory(graph: Graph, untouchable: frozenset[Value] = frozenset(), smallest: int = SMALLEST) -> Graph:
+def reuse_memory(
+    graph: Graph,
+    untouchable: frozenset[Value] = frozenset(),
+    smallest: int = SMALLEST,
+    slots: Mapping[Value, Slot] = MappingProxyType({}),
+) -> Graph:
     """The same program, in which large values that are read for the last time are overwritten where an operator can.
 
     untouchable: values that outlive a call.
     smallest: how many elements a value has to have.
+    slots: the values that are computed in their place of a stack, and not into another value's memory.
 
     Cost: linear in the number of nodes.
     """
     if any("as_strided" in node.op for node in graph.nodes):  # it sees the layout, which overwriting may change
         return graph
-    root = memory_roots(graph)
+    root = joint_roots(graph, slots)
     last = _last_reads(graph, root)
     own = {v for n in graph.nodes if n.op != "batched" and len(n.outputs) == 1 for v in n.results if root[v] is v}
     own -= untouchable
@@ -47,7 +53,8 @@ def reuse_memory(graph: Graph, untouchable: frozenset[Value] = frozenset(), smal
     nodes = []
     for position, node in enumerate(graph.nodes):
         free = [v for v in node.inputs if v in whole and last[root[v]] == position]
-        nodes.append(_overwriting(node, free, root, smallest))
+        placed = any(v in slots for v in node.results)
+        nodes.append(node if placed else _overwriting(node, free, root, smallest))
     return replace(graph, nodes=tuple(nodes))
 
 

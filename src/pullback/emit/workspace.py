@@ -2,42 +2,23 @@
 
 On small tensors it is not arithmetic that costs but making a tensor, and a view of it, at every call.  Results that
 nobody else sees are computed `out=` into tensors of a workspace; a tensor serves several of them one after the other.
+What is going to be concatenated is computed into its part of the whole.
 Each call takes a workspace of its own, so that a program may run in several threads at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ..graph import Graph, Node, Value, replace_values, values_in
 from .aliases import memory_roots
 from .builtins import facts_of
-from .reuse import INTO_GRADIENT
+from .destinations import FLAT, KERNELS, RESHAPES, VIEWS, WITH_OUT
+from .stacking import Slot, joint_roots, operands_of
 
 LARGEST = 2**16  # elements of one tensor: beyond, what its memory keeps from others is worth more than the time
 LARGEST_TOTAL = 2**21  # elements of a workspace, which lasts as long as its program
 LARGEST_VIEWED = 2**12  # elements of an input whose memory a view may keep alive
-
-# Operators whose builtin takes `out=`.
-_WITH_OUT = """
-mm.default bmm.default mv.default addmm.default baddbmm.default addmv.default
-add.Tensor sub.Tensor mul.Tensor div.Tensor sum.dim_IntList mean.dim cat.default
-tanh.default sigmoid.default exp.default log.default sin.default cos.default sqrt.default rsqrt.default neg.default
-reciprocal.default square.default abs.default maximum.default minimum.default addcmul.default addcdiv.default
-pow.Tensor_Scalar binary_cross_entropy.default
-"""
-WITH_OUT = frozenset(f"aten.{op}" for op in _WITH_OUT.split())
 _LOSSES = frozenset(("aten.binary_cross_entropy.default",))
-KERNELS: Mapping[str, str] = {
-    **INTO_GRADIENT,
-    "aten.binary_cross_entropy_backward.default": "aten.binary_cross_entropy_backward.grad_input",
-    "aten.mse_loss_backward.default": "aten.mse_loss_backward.grad_input",
-}
-VIEWS = frozenset(
-    f"aten.{op}"
-    for op in ("t.default", "permute.default", "transpose.int", "unsqueeze.default", "squeeze.dim", "expand.default")
-    + ("slice.Tensor", "select.int")
-)
-RESHAPES = frozenset(f"aten.{op}.default" for op in ("view", "_unsafe_view", "reshape"))
 
 
 @dataclass(frozen=True)
@@ -62,19 +43,22 @@ class Workspace:
         return tuple(v for v in (*self.tensors, *(node.results[0] for node in self.views)) if v in read)
 
 
-def use_workspace(graph: Graph, constants: frozenset[Value], lasting: frozenset[Value]) -> Workspace:
+def use_workspace(
+    graph: Graph, constants: frozenset[Value], lasting: frozenset[Value], slots: Mapping[Value, Slot]
+) -> Workspace:
     """The same program with a workspace for what is small and seen by nobody else.
 
     constants: values that outlive a call.
     lasting: inputs that are likely to be the same tensors at the next call, so that views of them are worth keeping.
+    slots: the values that are computed in their place of a stack.
 
     Cost: linear in the number of nodes.
     """
     if any("as_strided" in node.op or node.op == "batched" for node in graph.nodes):  # they see the layout
         return Workspace(graph)
     small = frozenset(v for v in lasting if v.size <= LARGEST_VIEWED)
-    placement = _Placement(graph, constants, small)
-    nodes = tuple(n for k, node in enumerate(graph.nodes) if (n := placement.placed(k, node)) is not None)
+    placement = _Placement(graph, constants, small, slots)
+    nodes = tuple(n for k, node in enumerate(graph.nodes) for n in placement.placed(k, node))
     result = Graph(graph.inputs, nodes, graph.outputs, graph.mutations)
     viewed = dict.fromkeys(v for node in placement.views for v in node.inputs if v in small)
     return Workspace(result, tuple(placement.tensors), tuple(placement.views), tuple(viewed))
@@ -83,15 +67,21 @@ def use_workspace(graph: Graph, constants: frozenset[Value], lasting: frozenset[
 class _Placement:
     """The state of one run: which tensors of the workspace are free, and what stands for each value."""
 
-    def __init__(self, graph: Graph, constants: frozenset[Value], lasting: frozenset[Value]) -> None:
+    def __init__(
+        self, graph: Graph, constants: frozenset[Value], lasting: frozenset[Value], slots: Mapping[Value, Slot]
+    ) -> None:
+        self.slots = slots
+        self.wholes = {slot.whole for slot in slots.values()}
+        self.full: set[Value] = set()  # stacks for which there was no room
         self.tensors: list[Value] = []
         self.views: list[Node] = []
         self.inside: set[Value] = set(lasting)  # what lasts from call to call: tensors, inputs, and views of them
+        self.flat: set[Value] = set()  # those of which a reshape is a view
         self.became: dict[Value, Value] = {}
         self.placed_values: set[Value] = set()
         self.free: dict[str, list[Value]] = {}
         self.known_views: dict[str, Value] = {}
-        self.root = memory_roots(graph)
+        self.root, self.root_of = joint_roots(graph, slots), memory_roots(graph)
         wanted = [self.root[v] for v in values_in((graph.outputs, graph.mutations))]
         self.kept = {*wanted, *graph.inputs, *(self.root[v] for v in constants)}
         last = {self.root[v]: k for k, n in enumerate(graph.nodes) for v in (*n.results, *n.inputs)}
@@ -99,40 +89,90 @@ class _Placement:
         for value, position in last.items():
             self.ending.setdefault(position, []).append(value)
 
-    def placed(self, position: int, node: Node) -> Node | None:
-        """The node, with its result in the workspace where it can be; None for a view that is made with it."""
+    def placed(self, position: int, node: Node) -> tuple[Node, ...]:
+        """What becomes of a node: its result in the workspace, where it can be; nothing of a view made with it."""
         args, kwargs = replace_values((node.args, node.kwargs), lambda v: self.became.get(v, v))
-        node = replace(node, args=args, kwargs=kwargs)
-        placed: Node | None = node
+        original, node = node, replace(node, args=args, kwargs=kwargs)
+        placed: tuple[Node, ...] = (node,)
         if self._is_lasting_view(node):
             self._view(node)
-            placed = None
+            placed = ()
         elif facts_of(node).mutates and len(node.results) == 1 and node.inputs[0] in self.inside:
             self.became[node.results[0]] = node.inputs[0]
-            placed = replace(node, outputs=())
+            placed = (replace(node, outputs=()),)
+        elif node.results and node.results[0] in self.wholes and self._whole(node.results[0]) is not None:
+            placed = tuple(self._filled(original, node))
+        elif node.results and (tensor := self._slot(node.results[0])) is not None:
+            placed = (self._writing(node, tensor),)
         elif self._fits(node):
-            placed = self._into(node)
+            placed = (self._into(node),)
         for value in self.ending.get(position, ()):
             if value in self.placed_values:
                 tensor = self.became[value]
                 self.free.setdefault(_kind(tensor), []).append(tensor)
         return placed
 
+    # ------------------------------------------------------------ stacks
+
+    def _whole(self, whole: Value) -> Value | None:
+        """The memory of a stack, made or taken when its first part is computed; None if there is no room."""
+        if whole in self.became or whole in self.full:
+            return self.became.get(whole)
+        if whole in self.slots:
+            return self._slot(whole)
+        tensor = self._take(whole)
+        if tensor is None:
+            self.full.add(whole)
+        return tensor
+
+    def _slot(self, value: Value) -> Value | None:
+        """A view of the part of a stack that a value is computed into, made with the workspace."""
+        slot = self.slots.get(value)
+        whole = None if slot is None else self._whole(slot.whole)
+        if slot is None or whole is None:
+            return None
+        part = self._part(whole, slot.dim, slot.start, slot.length)
+        if part.shape != value.shape:
+            shaped = Value(f"{value.name}_part", value.shape, value.dtype, value.device)
+            part = self._view(Node("aten.view.default", (part, value.shape), (), (shaped,)))
+        self.became[value] = part
+        return part
+
+    def _part(self, whole: Value, dim: int, start: int, length: int) -> Value:
+        """Some positions of an axis of a tensor in the workspace."""
+        shape = (*whole.shape[:dim], length, *whole.shape[dim + 1 :])
+        part = Value(f"{whole.name}_part", shape, whole.dtype, whole.device)
+        return self._view(Node("aten.slice.Tensor", (whole, dim, start, start + length, 1), (), (part,)))
+
+    def _filled(self, cat: Node, node: Node) -> Iterator[Node]:
+        """Copies of those operands of a `cat` that are not computed in their place."""
+        whole, (operands, dim) = self.became[cat.results[0]], operands_of(cat)
+        start = 0
+        for value, now in zip(operands, operands_of(node)[0], strict=True):
+            slot = self.slots.get(self.root_of[value])
+            if slot is None or slot.whole is not cat.results[0]:
+                part = self._part(whole, dim, start, value.shape[dim])
+                yield replace(node, op="aten.copy_.default", args=(part, now), kwargs=(), outputs=())
+            start += value.shape[dim]
+
     def _is_lasting_view(self, node: Node) -> bool:
         """Whether a node makes a view of what lasts; one that may be a copy instead, only of a whole tensor."""
         if node.op not in VIEWS | RESHAPES or len(node.results) != 1 or not node.inputs:
             return False
         (viewed, *others) = node.inputs
-        return viewed in self.inside and not others and (node.op in VIEWS or viewed in self.tensors)
+        return viewed in self.inside and not others and (node.op in VIEWS or viewed in self.flat)
 
-    def _view(self, node: Node) -> None:
+    def _view(self, node: Node) -> Value:
         """Make the view with the workspace, once."""
         key = f"{node.op} {node.inputs[0].serial} {node.args[1:]} {node.kwargs}"
         if key not in self.known_views:
             self.known_views[key] = node.results[0]
             self.views.append(node)
+            if node.inputs[0] in self.flat and _is_flat(node):
+                self.flat.add(node.results[0])
         self.became[node.results[0]] = self.known_views[key]
         self.inside.add(self.known_views[key])
+        return self.known_views[key]
 
     def _fits(self, node: Node) -> bool:
         if (node.op not in WITH_OUT and node.op not in KERNELS) or len(node.outputs) != 1 or not node.results:
@@ -145,21 +185,36 @@ class _Placement:
 
     def _into(self, node: Node) -> Node:
         """The node, computing into a free tensor of the workspace; as it is where the workspace is full."""
-        (value,) = node.results
+        tensor = self._take(node.results[0])
+        return node if tensor is None else self._writing(node, tensor)
+
+    def _take(self, value: Value) -> Value | None:
+        """A free tensor of the workspace for a value, or a new one; None where the workspace is full."""
         free = self.free.get(_kind(value))
         if not free and sum(t.size for t in self.tensors) + value.size > LARGEST_TOTAL:
-            return node
-        tensor = free.pop() if free else self._tensor(value)
-        self.became[value] = tensor
+            return None
+        tensor = self.became[value] = free.pop() if free else self._tensor(value)
         self.placed_values.add(value)
+        return tensor
+
+    def _writing(self, node: Node, tensor: Value) -> Node:
         op, keyword = (KERNELS[node.op], "grad_input") if node.op in KERNELS else (node.op, "out")
         return replace(node, op=op, kwargs=(*node.kwargs, (keyword, tensor)), outputs=())
 
     def _tensor(self, value: Value) -> Value:
         tensor = Value(f"{value.name}_memory", value.shape, value.dtype, value.device)
         self.tensors.append(tensor)
+        self.flat.add(tensor)
         self.inside.add(tensor)
         return tensor
+
+
+def _is_flat(node: Node) -> bool:
+    """Whether a view of a contiguous tensor is contiguous."""
+    if node.op in FLAT:
+        return True
+    is_part = node.op == "aten.select.int" or (node.op == "aten.slice.Tensor" and node.args[4:] in ((), (1,)))
+    return is_part and not any(n > 1 for n in node.inputs[0].shape[: node.args[1]])
 
 
 def _kind(value: Value) -> str:
