@@ -205,3 +205,14 @@ def test_a_stack_costs_no_copy() -> None:
     assert_close(compiled(x, w), f(x, w))
     entry, _ = transform.find(compiled.kind, compiled.f, (x, w), {})
     assert not any(line.strip().startswith("cat(") for line in entry.program.program.code.splitlines())
+
+
+def test_a_stack_that_becomes_a_result_is_no_part_of_a_workspace() -> None:
+    def f(x: Tensor, w: Tensor) -> Tensor:
+        return torch.cat([(x @ w).tanh(), (x * w).sin()]).reshape(2, 16).exp()
+
+    x, w = normal(4, 4), normal(4, 4, seed=1)
+    compiled = pullback.compile(f)
+    first = compiled(x, w)
+    compiled(w, x)
+    assert_close(first, f(x, w))

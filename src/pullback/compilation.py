@@ -26,7 +26,7 @@ from .emit.prediction import peak_bytes, predicted_seconds
 from .emit.program import Program
 from .emit.schedule import schedule
 from .errors import ArgumentError
-from .expressions import Builder
+from .expressions import Builder, builder_for
 from .graph import COMPLEX, Graph, Value, complex_of, live_nodes, real_of, values_in
 from .index import Axis, plain_axes
 from .passes.accumulation import accumulate
@@ -148,16 +148,13 @@ def compile_backward(
     task = vjp_task(graph, sources, outputs)
     linear, gauge = with_gauge(linearise(task.graph, task.request))
     task = replace(task, graph=linear.graph, gauge=gauge)
-    builder = _builder_for(task.graph)
+    builder = builder_for(task.graph)
     found = accumulate(linear, choose_order(linear, "reverse"), builder, fuse=fuse, by_target=False)
     derivatives = _written_out(task, found.derivatives, builder)
     nodes = live_nodes((*(gauge.nodes if gauge else ()), *builder.nodes), derivatives)
     computed = {v for node in nodes for v in node.results}
     read = dict.fromkeys(v for v in values_in(([n.inputs for n in nodes], derivatives)) if v not in computed)
-    lowered = lower(Graph(tuple(read), nodes, derivatives), keep_stops=not fuse)
-    lowered = contract_horizontally(lowered, model_for(graph.inputs))
-    lowered = schedule(own_memory(lowered, len(derivatives)))
-    lowered.check()
+    lowered = _lowered(Graph(tuple(read), nodes, derivatives), len(derivatives), fuse, model_for(graph.inputs))
     return emit(lowered, name, plain=fuse, backend="python")
 
 
@@ -191,7 +188,7 @@ def _accumulated(
     task: Task, linear: LinearGraph, order: Order, *, fuse: bool, plain: bool, model: CostModel
 ) -> _Candidate:
     """The program of one order, and what it is predicted to take."""
-    builder = _builder_for(task.graph)
+    builder = builder_for(task.graph)
     found = accumulate(linear, order, builder, fuse=fuse, by_target=task.by_target)
     derivatives = _written_out(task, found.derivatives, builder)
     outputs = (*derivatives, *(task.graph.outputs if task.returns_outputs else ()))
@@ -200,19 +197,17 @@ def _accumulated(
     nodes = live_nodes((*task.graph.nodes, *derived_nodes), (outputs, mutations))
     derived = Graph(task.graph.inputs, nodes, outputs, mutations)
     derived.check()
-    lowered = contract_horizontally(lower(derived, keep_stops=not plain), model)
-    lowered = schedule(own_memory(lowered, len(task.pairs)))
-    lowered.check()
+    lowered = _lowered(derived, len(task.pairs), plain, model)
     prediction = Prediction(multiplications(derived_nodes), predicted_seconds(lowered, model), peak_bytes(lowered))
     return _Candidate(order, lowered, prediction, found.edge_products)
 
 
-def _builder_for(graph: Graph) -> Builder:
-    """A builder of derived nodes, whose names are none of the graph's."""
-    builder = Builder(graph.inputs[0].device if graph.inputs else "cpu")
-    for value in values_in((graph.inputs, [n.outputs for n in graph.nodes])):
-        builder.reserve(value.name)
-    return builder
+def _lowered(graph: Graph, count: int, plain: bool, model: CostModel) -> Graph:
+    """The program in ATen operators; its first `count` outputs are derivatives."""
+    contracted = contract_horizontally(lower(graph, keep_stops=not plain), model)
+    lowered = schedule(own_memory(contracted, count))
+    lowered.check()
+    return lowered
 
 
 def _written_out(task: Task, known: Mapping[tuple[Value, Value], Value], builder: Builder) -> tuple[Value, ...]:

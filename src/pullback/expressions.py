@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Union, cast, overload
 
-from .graph import COMPLEX, Expression, Node, Source, Value, real_of
+from .graph import COMPLEX, Expression, Graph, Node, Source, Value, real_of, values_in
 from .index import Axis, Indices, Label, labels_of, tables_of
 from .promotion import broadcast, promote
 from .terms import Application, Factor, Scalar, Term, canonical
@@ -213,6 +213,14 @@ def _short(op: str) -> str:
     return op.split(".")[1] if "." in op else op
 
 
+def builder_for(graph: Graph) -> Builder:
+    """A builder of derived nodes, whose names are none of the graph's."""
+    builder = Builder(graph.inputs[0].device if graph.inputs else "cpu")
+    for value in values_in((graph.inputs, [n.outputs for n in graph.nodes])):
+        builder.reserve(value.name)
+    return builder
+
+
 # ---------------------------------------------------------------- writing formulas
 
 Operand = Union["Symbol", Scalar]
@@ -371,4 +379,7 @@ def _is(operand: Any, number: int) -> bool:
     return not isinstance(operand, Symbol) and operand == number
 
 
-__all__ = ["Builder", "Contraction", "Operand", "Placement", "Symbol", "broadcast", "hashable", "promote", "where"]
+__all__ = [
+    *("Builder", "Contraction", "Operand", "Placement", "Symbol", "broadcast", "builder_for"),
+    *("hashable", "promote", "where"),
+]

@@ -115,8 +115,8 @@ class _Placement:
     # ------------------------------------------------------------ stacks
 
     def _whole(self, whole: Value) -> Value | None:
-        """The memory of a stack, made or taken when its first part is computed; None if there is no room."""
-        if whole in self.became or whole in self.full:
+        """The memory of a stack, made or taken when its first part is computed; None if it is returned, or no room."""
+        if whole in self.became or whole in self.full or self.root[whole] in self.kept:
             return self.became.get(whole)
         if whole in self.slots:
             return self._slot(whole)
