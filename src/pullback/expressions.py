@@ -379,7 +379,5 @@ def _is(operand: Any, number: int) -> bool:
     return not isinstance(operand, Symbol) and operand == number
 
 
-__all__ = [
-    *("Builder", "Contraction", "Operand", "Placement", "Symbol", "broadcast", "builder_for"),
-    *("hashable", "promote", "where"),
-]
+__all__ = ["Builder", "Contraction", "Operand", "Placement", "Symbol", "broadcast", "builder_for"]
+__all__ += ["hashable", "promote", "where"]
