@@ -1,13 +1,16 @@
 """The back ends: from a lowered graph to a program that runs.  Another one is one entry here."""
 
 import logging
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 from ..cost import CostModel, shipped_model
 from ..errors import ArgumentError, NativeError
 from ..graph import FLOATING, Graph, Value
-from .loops import emit_loops
+from .native import emit_native
+from .offers import BackEnd, Declined, Offer
 from .prediction import predicted_seconds
 from .program import Program
 from .python import emit_python
@@ -24,41 +27,13 @@ class Auto:
     calls: int = CALLS
 
 
-@dataclass(frozen=True)
-class Offer:
-    """What a back end promises for a graph before it builds anything.
-
-    seconds: of a call.
-    build: seconds until the program can be called.
-    """
-
-    seconds: float
-    build: float
-
-
-class Declined(Exception):
-    """A back end leaves a graph to others; says why."""
-
-
-@dataclass(frozen=True)
-class BackEnd:
-    """A way from a lowered graph to a program.
-
-    emit: the program; arguments as of `emit_python`.  Raises NativeError where it cannot be made.
-    offer: what it promises; None if it is taken only where it is asked for.  Raises Declined.
-    """
-
-    emit: Callable[..., Program]
-    offer: Callable[[Graph, CostModel], Offer] | None
-
-
 def _offer_of_python(graph: Graph, model: CostModel) -> Offer:
     return Offer(predicted_seconds(graph, model), _WRITING * len(graph.nodes))
 
 
 BACKENDS: Mapping[str, BackEnd] = {
     "python": BackEnd(emit_python, _offer_of_python),
-    "native": BackEnd(emit_loops, None),
+    "native": BackEnd(emit_native, None, gives_way=True),
 }
 DEFAULT = "python"
 
@@ -91,14 +66,22 @@ def emit(
     chosen, reason = _chosen(graph, backend, model) if plain else (DEFAULT, "it becomes part of another program")
     try:
         program = BACKENDS[chosen].emit(graph, name, plain=plain, returned=returned)
-    except NativeError as error:
-        if chosen == backend:
+    except (NativeError, Declined) as error:
+        if chosen == backend and not BACKENDS[chosen].gives_way:
             raise
-        LOG.warning("%s runs on the back end %r, since %r failed: %s", name, DEFAULT, chosen, error)
-        program, reason = BACKENDS[DEFAULT].emit(graph, name, plain=plain, returned=returned), f"{chosen} failed"
+        if isinstance(error, NativeError):
+            _warn(f"the back end {chosen!r} fails, and programs run on {DEFAULT!r}: {error}")
+        program, reason = BACKENDS[DEFAULT].emit(graph, name, plain=plain, returned=returned), f"{chosen}: {error}"
         chosen = DEFAULT
     LOG.info("%s runs on the backend %r (%d operators): %s", name, chosen, len(graph.nodes), reason)
     return replace(program, backend=chosen, reason=reason)
+
+
+@cache
+def _warn(problem: str) -> None:
+    """Tell a user once in a process."""
+    LOG.warning(problem)
+    warnings.warn(problem, RuntimeWarning, stacklevel=2)
 
 
 def _chosen(graph: Graph, backend: str | Auto, model: CostModel | None) -> tuple[str, str]:

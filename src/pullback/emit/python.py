@@ -66,7 +66,7 @@ def emit_python(
         placed = slots(updated, known)
         reused = reuse_memory(updated, frozenset(known), smallest=1, slots=placed)
         workspace = use_workspace(reused, frozenset(known), frozenset(old for old, _ in protected.mutations), placed)
-    writer = _Writer(workspace.graph, _identifier(name), known, workspace, returned=returned or {})
+    writer = _Writer(workspace.graph, identifier(name), known, workspace, returned=returned or {})
     writer.written = tuple(old for old, _ in protected.mutations) if plain else ()
     name, body, header = writer.name, writer.body(), writer.header()
     code = "\n".join([*header, *body, ""])
@@ -89,7 +89,7 @@ _RESERVED = frozenset(
 )
 
 
-def _identifier(name: str) -> str:
+def identifier(name: str) -> str:
     """A Python name as near to `name` as can be: `fc1.weight` becomes `fc1_weight`."""
     plain = re.sub(r"\W", "_", unicodedata.normalize("NFKC", name)) or "value"
     if not plain.isidentifier():
@@ -223,7 +223,7 @@ class _Writer:
         self.namespace[self.values[node.results[0]]] = self.constants[node.results[0]]
 
     def _define(self, value: Value) -> str:
-        return self.values.setdefault(value, self.names.claim(_identifier(value.name)))
+        return self.values.setdefault(value, self.names.claim(identifier(value.name)))
 
     def _statement(self, node: Node) -> str:
         if node.op == "batched":
@@ -322,7 +322,7 @@ class _Writer:
         if isinstance(argument, (torch.dtype, torch.layout, torch.memory_format)):
             name = self._import("torch", str(argument).removeprefix("torch."), argument)
         elif isinstance(argument, torch.device):
-            name = self.names.claim(_identifier(str(argument)))
+            name = self.names.claim(identifier(str(argument)))
             self._assign(name, f'torch.device("{argument}")', argument)
         else:
             name = self._assign(self.names.claim("constant"), repr(argument), argument)

@@ -1,0 +1,303 @@
+"""Scalar expressions as a function in C: once, or for every sample of a batch.
+
+Samples are taken in tiles: the entries of a tile's samples are brought together (a structure of arrays on the stack),
+one loop over its samples computes everything in vectors, and results are put back where they belong.  The last tile is
+filled up with copies of the last sample, so that a sample's bits depend neither on its place nor on their number.
+
+Functions such as sin are declared under names of our own.  Under their real ones GCC would join the sine and cosine of
+an argument into one function of complex numbers, which no loop over vectors may call; and these declarations are what
+tells it of the vectors' versions in glibc's libmvec, which are right to 4 units in the last place.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import copysign, isfinite, isnan
+from typing import Any
+
+from .arrays import Array
+from .expansion import Expansion
+from .scalars import FLOATING, Scalar
+
+C_TYPES: Mapping[str, str] = {
+    "float64": "double",
+    "float32": "float",
+    "int64": "int64_t",
+    "int32": "int32_t",
+    "bool": "_Bool",
+}
+_SIZES = {"float64": 8, "float32": 4, "int64": 8, "int32": 4, "bool": 1}
+TILE = 64
+TILE_BYTES = 32_768
+
+_SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==",
+            "ne": "!=", "and": "&", "or": "|"}  # fmt: skip
+# Done by one instruction each, whatever the width of the vector.
+_BUILTINS = {"sqrt": "sqrt", "abs": "fabs", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "rint": "rint",
+             "copysign": "copysign"}  # fmt: skip
+VECTOR_FUNCTIONS = frozenset(
+    "acos acosh asin asinh atan atanh cos cosh erf erfc exp exp2 expm1 log log10 log1p log2 sin sinh tan tanh "
+    "atan2 hypot pow".split()
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A program in C.
+
+    text: the whole file.
+    name: the function's name.
+    inputs: the numbers of the tensors that it reads, in the order of its arguments.
+    operations: how many operations it has.
+    """
+
+    text: str
+    name: str
+    inputs: tuple[int, ...]
+    operations: int
+
+
+def write(expansion: Expansion, name: str, *, vectors: bool) -> Source:
+    """The C source of an expansion.
+
+    vectors: whether the C library has functions of vectors.
+    """
+    ordered = expansion.operations()
+    used = sorted({scalar.payload[0] for scalar in ordered if scalar.op == "input"})
+    writer = _Batched(expansion, ordered, used) if expansion.samples else _Single(expansion, ordered, used)
+    parameters = [f"const {C_TYPES[expansion.inputs[k].dtype]} *{_input(k)}" for k in used]
+    parameters += [f"{C_TYPES[a.dtype]} *restrict output_{k}" for k, a in enumerate(expansion.outputs)]
+    parameters += ["int64_t samples"] if expansion.samples else []
+    head = ["#include <stdint.h>", "", *_declarations(ordered, vectors), f"void {name}({', '.join(parameters)})", "{"]
+    return Source("\n".join([*head, *writer.lines(), "}", ""]), name, tuple(used), len(ordered))
+
+
+def _input(number: int) -> str:
+    return f"input_{number}"
+
+
+def _declarations(ordered: Sequence[Scalar], vectors: bool) -> list[str]:
+    """The functions of the C library that are called, under names of our own."""
+    called = {(x.op, x.dtype) for x in ordered if is_call(x)}
+    lines = []
+    for op, dtype in sorted(called):
+        real, own, kind = _real_name(op, dtype), _own_name(op, dtype), C_TYPES[dtype]
+        arguments = ", ".join([kind] * (2 if op in ("atan2", "hypot", "pow", "fmod") else 1))
+        clause = 'const, simd("notinbranch")' if vectors and op in VECTOR_FUNCTIONS else "const"
+        lines.append(f'__attribute__(({clause})) {kind} {own}({arguments}) __asm__("{real}");')
+    return [*lines, ""] if lines else []
+
+
+def is_call(x: Scalar) -> bool:
+    """Whether an operation is a function of the C library."""
+    return x.op not in _SYMBOLS and x.op not in _BUILTINS and x.op not in _FORMS
+
+
+def _real_name(op: str, dtype: str) -> str:
+    return op + ("f" if dtype == "float32" else "")
+
+
+def _own_name(op: str, dtype: str) -> str:
+    return f"p_{_real_name(op, dtype)}"
+
+
+# ---------------------------------------------------------------- expressions
+
+
+def literal(number: Any, dtype: str) -> str:
+    """A constant in C, exactly."""
+    if dtype not in FLOATING:
+        return f"INT64_C({number})" if dtype == "int64" and number != -(2**63) else f"({int(number)})"
+    if isnan(number):
+        return '__builtin_nan("")'
+    if not isfinite(number):
+        return "-__builtin_inf()" if number < 0 else "__builtin_inf()"
+    text = repr(number) + ("f" if dtype == "float32" else "")
+    return f"({text})" if copysign(1.0, number) < 0 else text
+
+
+def _cast(x: Scalar, operand: str) -> str:
+    if x.dtype == "bool":
+        return f"{operand} != 0"
+    return f"({C_TYPES[x.dtype]}){operand}"
+
+
+def _wrapped(sign: str) -> Callable[[Scalar, str, str], str]:
+    """Integers run over without being undefined."""
+    return lambda x, a, b: f"({C_TYPES[x.dtype]})((uint64_t){a} {sign} (uint64_t){b})"
+
+
+# Operations that are neither an infix symbol nor a function.
+_FORMS: Mapping[str, Callable[..., str]] = {
+    "input": lambda x: "",
+    "constant": lambda x: literal(x.payload, x.dtype),
+    "zero": lambda x: literal(0.0, x.dtype),
+    "cast": _cast,
+    "neg": lambda x, a: f"-{a}" if x.dtype in FLOATING else f"({C_TYPES[x.dtype]})(-(uint64_t){a})",
+    "not": lambda x, a: f"!{a}",
+    "where": lambda x, condition, a, b: f"{condition} ? {a} : {b}",
+}
+
+
+def expression(x: Scalar, operands: Sequence[str]) -> str:
+    """One operation in C, of operands that are names or literals."""
+    if x.op in _FORMS:
+        return _FORMS[x.op](x, *operands)
+    if x.op in ("add", "sub", "mul") and x.dtype not in FLOATING:
+        return _wrapped(_SYMBOLS[x.op])(x, *operands)
+    if x.op in _SYMBOLS:
+        return f"{operands[0]} {_SYMBOLS[x.op]} {operands[1]}"
+    if x.op == "abs" and x.dtype not in FLOATING:
+        return f"{operands[0]} < 0 ? ({C_TYPES[x.dtype]})(-(uint64_t){operands[0]}) : {operands[0]}"
+    if x.op in _BUILTINS:
+        return f"__builtin_{_real_name(_BUILTINS[x.op], x.dtype)}({', '.join(operands)})"
+    return f"{_own_name(x.op, x.dtype)}({', '.join(operands)})"
+
+
+class _Writer:
+    """What a function's body is made of."""
+
+    def __init__(self, expansion: Expansion, ordered: Sequence[Scalar], used: Sequence[int]) -> None:
+        self.expansion, self.ordered, self.used = expansion, ordered, used
+
+    def operand(self, x: Scalar) -> str:
+        """How an expression is referred to."""
+        if x.op in ("constant", "zero"):
+            return expression(x, ())
+        return f"t{x.serial}"
+
+    def statement(self, x: Scalar) -> str:
+        """The line that computes an expression."""
+        text = self.read(x) if x.op == "input" else expression(x, [self.operand(o) for o in x.operands])
+        return f"const {C_TYPES[x.dtype]} t{x.serial} = {text};"
+
+    def read(self, x: Scalar) -> str:
+        """An entry of an input."""
+        number, (_, position) = x.payload
+        return f"{_input(number)}[{position}]"
+
+
+class _Single(_Writer):
+    """One straight line; a result is stored as soon as it is known."""
+
+    def lines(self) -> Iterator[str]:
+        """The body of the function."""
+        done: set[Scalar] = set()
+        following = iter(self.ordered)
+        for number, array in enumerate(self.expansion.outputs):
+            for position, entry in enumerate(array.entries.flat):
+                while entry not in done:
+                    scalar = next(following)
+                    done.add(scalar)
+                    if scalar.op not in ("constant", "zero"):
+                        yield f"  {self.statement(scalar)}"
+                yield f"  output_{number}[{position}] = {self.operand(entry)};"
+
+
+class _Batched(_Writer):
+    """A loop over tiles of samples."""
+
+    def lines(self) -> Iterator[str]:
+        """The body of the function."""
+        self.read_entries = self._read_entries()
+        yield f"  enum {{ TILE = {self._width()} }};"
+        yield from self._tiles()
+        fixed = [x for x in self.ordered if not x.varies and x.op not in ("constant", "zero")]
+        yield from (f"  {self.statement(x)}" for x in fixed)
+        yield from self._what_is_fixed()
+        yield "  for (int64_t first = 0; first < samples; first += TILE) {"
+        yield "    const int64_t left = samples - first < TILE ? samples - first : TILE;"
+        yield from self._loads()
+        yield from self._loop()
+        yield from self._stores()
+        yield "  }"
+
+    def read(self, x: Scalar) -> str:
+        """An entry of the sample; or of a tensor that all samples share."""
+        number, (before, behind) = x.payload
+        if not x.varies:
+            return f"{_input(number)}[{behind}]"
+        return f"tile_{number}[{self.read_entries[number].index((before, behind))}][lane]"
+
+    def _read_entries(self) -> dict[int, list[tuple[int, int]]]:
+        """For each tensor with samples those entries of one that are read, in the order of memory."""
+        found: dict[int, list[tuple[int, int]]] = {}
+        for x in self.ordered:
+            if x.op == "input" and x.varies:
+                found.setdefault(x.payload[0], []).append(x.payload[1])
+        return {number: sorted(entries) for number, entries in found.items()}
+
+    def _width(self) -> int:
+        """Samples of a tile: 64, or as many fewer as the fastest memory asks for."""
+        row = sum(len(e) * _SIZES[self.expansion.inputs[k].dtype] for k, e in self.read_entries.items())
+        row += sum(a.entries.size * _SIZES[a.dtype] for a in self.expansion.outputs)
+        width = TILE
+        while width > 16 and width * row > TILE_BYTES:
+            width //= 2
+        return width
+
+    def _tiles(self) -> Iterator[str]:
+        for number, entries in self.read_entries.items():
+            yield self._tile(f"tile_{number}", self.expansion.inputs[number].dtype, len(entries))
+        for number, array in enumerate(self.expansion.outputs):
+            yield self._tile(f"result_{number}", array.dtype, array.entries.size)
+
+    @staticmethod
+    def _tile(name: str, dtype: str, rows: int) -> str:
+        return f"  {C_TYPES[dtype]} {name}[{rows}][TILE] __attribute__((aligned(64)));"
+
+    def _results(self, varies: bool) -> Iterator[tuple[int, int, Scalar]]:
+        for number, array in enumerate(self.expansion.outputs):
+            for row, entry in enumerate(array.entries.flat):
+                if entry.varies == varies:
+                    yield number, row, entry
+
+    def _what_is_fixed(self) -> Iterator[str]:
+        """Entries of results that are the same for all samples, written into the tiles once."""
+        fixed = [*self._results(varies=False)]
+        if fixed:
+            yield "  for (int lane = 0; lane < TILE; ++lane) {"
+            yield from (f"    result_{k}[{row}][lane] = {self.operand(entry)};" for k, row, entry in fixed)
+            yield "  }"
+
+    def _loads(self) -> Iterator[str]:
+        """Bring the entries of a tile's samples together; the last sample stands for those that are missing."""
+        for number, entries in self.read_entries.items():
+            _, _, width = self.expansion.inputs[number].layout()
+            name = _input(number)
+            yield "    for (int lane = 0; lane < TILE; ++lane) {"
+            yield "      const int64_t sample = first + (lane < left ? lane : left - 1);"
+            for row, (before, behind) in enumerate(entries):
+                yield f"      tile_{number}[{row}][lane] = {name}[{_place(before, width, behind)}];"
+            yield "    }"
+
+    def _loop(self) -> Iterator[str]:
+        yield "    #pragma omp simd"
+        yield "    for (int lane = 0; lane < TILE; ++lane) {"
+        waiting: dict[Scalar, list[str]] = {}
+        for number, row, entry in self._results(varies=True):
+            waiting.setdefault(entry, []).append(f"      result_{number}[{row}][lane] = {self.operand(entry)};")
+        for x in self.ordered:
+            if x.varies:
+                yield f"      {self.statement(x)}"
+                yield from waiting.get(x, ())
+        yield "    }"
+
+    def _stores(self) -> Iterator[str]:
+        for number, array in enumerate(self.expansion.outputs):
+            yield from self._store(number, array)
+
+    def _store(self, number: int, array: Array) -> Iterator[str]:
+        """Put a tile's results back: sample by sample, and within one in the order of memory."""
+        before, _, width = array.layout()
+        yield "    for (int64_t lane = 0; lane < left; ++lane) {"
+        yield "      const int64_t sample = first + lane;"
+        for k in range(before):
+            at = f"output_{number}[{_place(k, width, 'k')}] = result_{number}[{k * width} + k][lane]"
+            yield f"      for (int k = 0; k < {width}; ++k) {at};"
+        yield "    }"
+
+
+def _place(before: int, width: int, behind: int | str) -> str:
+    """A position in a tensor in C: what stands ahead of the sample's number, the sample's, what stands behind."""
+    sample = f"({before} * samples + sample)" if before else "sample"
+    return f"{sample} * {width} + {behind}" if width > 1 else sample
