@@ -78,8 +78,11 @@ def compare(task: Task, names: Sequence[str], options: Options, tell: Callable[[
     """Measure one task; `tell` is told what is being done."""
     cells: dict[str, Cell] = {}
     with ExitStack() as stack:
-        entrants = []
-        reference = _reference(task, options, tell)
+        entrants: list[_Entrant] = []
+        try:
+            reference = _reference(task, options, tell)
+        except PeerError as problem:
+            return Row(task.name, {OURS: Cell(problem=f"the reference fails: {problem}")})
         for name in (OURS, *names):
             tell(f"{task.name}: first call of {name}")
             try:

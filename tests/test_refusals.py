@@ -267,7 +267,7 @@ CALLS = {
     "order": Call(lambda: grad(total, order="sideways")(X), OrderError, "'sideways'.*'forward', 'reverse' or a list"),
     "order of nothing": Call(lambda: grad(total, order=3)(X), ArgumentError, "order=3.*list of vertex names"),
     "order incomplete": Call(lambda: jacobian(torch.sin, order=[])(X), OrderError, "missing: sin"),
-    "backend": Call(lambda: grad(total, backend="gpu"), ArgumentError, "'gpu': 'auto' and 'python' exist"),
+    "backend": Call(lambda: grad(total, backend="gpu"), ArgumentError, "'gpu': 'auto' and 'python' and"),
     "chunk of none": Call(lambda: jacobian(torch.sin, chunk_size=0), ArgumentError, "positive number of rows, or None"),
     "chunk negative": Call(lambda: jacobian(torch.sin, chunk_size=-1), ArgumentError, "chunk_size=-1"),
     "chunk a float": Call(lambda: jacobian(torch.sin, chunk_size=1.5), ArgumentError, "chunk_size=1.5"),

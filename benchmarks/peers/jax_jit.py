@@ -42,7 +42,7 @@ class Space:
 
     @staticmethod
     def convolution(x: Any, kernel: Any, bias: Any) -> Any:
-        return lax.conv(x, kernel, (1, 1), "VALID") + bias[:, None, None]
+        return lax.conv(x, kernel, (1, 1), "SAME") + bias[:, None, None]
 
     @staticmethod
     def max_pool(x: Any) -> Any:

@@ -20,7 +20,6 @@ class Space:
     tanh, relu, sigmoid = torch.tanh, torch.relu, torch.sigmoid
     sum, mean, reshape, zeros_like = torch.sum, torch.mean, torch.reshape, torch.zeros_like
     gelu = functional.gelu
-    convolution = functional.conv2d
     cross_entropy = functional.cross_entropy
     binary_cross_entropy = functional.binary_cross_entropy
 
@@ -43,6 +42,10 @@ class Space:
     @staticmethod
     def layer_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         return functional.layer_norm(x, x.shape[-1:], scale, shift)
+
+    @staticmethod
+    def convolution(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+        return functional.conv2d(x, kernel, bias, padding=1)
 
     @staticmethod
     def max_pool(x: Tensor) -> Tensor:

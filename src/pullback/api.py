@@ -40,8 +40,9 @@ def grad(
         has_aux: whether `f` returns (output, aux), where `aux` is passed through undifferentiated.
         order: "auto", "forward", "reverse", or a list of vertex names: the sequence of elimination.
         effort: as for `jacobian`; a scalar function needs no search.
-        backend: "auto", "python" or "native" (machine code, where the program is of a kind that is done and there is a
-            C compiler; else generated Python, and `plan(...).reason` says why).
+        backend: "auto"; "python"; "native" (machine code, where the program is of a kind that is done and there is a C
+            compiler; else generated Python, and `plan(...).reason` says why); "inductor" (PyTorch's compiler, or
+            NativeError where it cannot make the program).
         expected_calls: how many calls the program is to serve: with "auto", what building takes is weighed against it.
         verify: whether each program is checked when it is first called: see `pullback.verification.verify`.
 

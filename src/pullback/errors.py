@@ -102,6 +102,10 @@ class NativeError(PullbackError):
     names_line = False
 
 
+class BackendWarning(UserWarning):
+    """A back end's program was not used, since it contradicts the Python program; says in what."""
+
+
 class UnsupportedTorchError(PullbackError, ImportError):
     """The installed PyTorch lacks a private interface that `pullback` uses; names the supported versions."""
 

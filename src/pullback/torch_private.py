@@ -8,6 +8,7 @@ are loaded by `import torch` itself, so that looking them up costs nothing.
 import importlib
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -161,6 +162,38 @@ def operator_database() -> Any:
     Raises ModuleNotFoundError if a package that it needs is not installed.
     """
     return importlib.import_module("torch.testing._internal.common_methods_invocations").op_db
+
+
+@dataclass(frozen=True)
+class Inductor:
+    """PyTorch's compiler below its front ends.
+
+    make_fx: a function of fake tensors as a graph of operators.
+    decompositions: makes the table of operators that are to be taken apart for it.
+    compile: a graph, and examples of its inputs, become a function of a list.
+    """
+
+    make_fx: Callable[..., Any]
+    decompositions: Callable[[], Any]
+    compile: Callable[..., Any]
+
+
+@cache
+def inductor_tools() -> Inductor:
+    """The inner entry of PyTorch's compiler; imported on demand, which takes seconds.
+
+    Raises UnsupportedTorchError if the installed PyTorch lacks it.
+    """
+    places = {
+        "make_fx": "torch.fx.experimental.proxy_tensor:make_fx",
+        "decompositions": "torch._inductor.decomposition:select_decomp_table",
+        "compile": "torch._inductor.compile_fx:compile_fx_inner",
+    }
+    found = {name: _find(place) for name, place in places.items()}
+    missing = [places[name] for name, function in found.items() if function is None]
+    if missing:
+        raise UnsupportedTorchError(f"PyTorch {torch.__version__} lacks {', '.join(missing)}: use backend='python'")
+    return Inductor(**found)
 
 
 def schema(op: Any) -> Any:

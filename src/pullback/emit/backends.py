@@ -9,6 +9,7 @@ from functools import cache
 from ..cost import CostModel, shipped_model
 from ..errors import ArgumentError, NativeError
 from ..graph import FLOATING, Graph, Value
+from .inductor import emit_inductor
 from .native import emit_native
 from .offers import BackEnd, Declined, Offer
 from .prediction import predicted_seconds
@@ -17,7 +18,9 @@ from .python import emit_python
 
 LOG = logging.getLogger("pullback")
 CALLS = 1000  # that a program is expected to serve, where nobody says
-_WRITING = 3e-5  # seconds for each operator until a program of Python can be called
+WRITING = 3e-5  # seconds for each operator until a program of Python can be called
+COMPILING, COMPILING_EACH = 8.0, 0.05  # the same for Inductor, which takes some seconds for the smallest program
+FUSED = 0.2  # of the Python program's time is left, roughly, where Inductor fuses operators on a GPU
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,19 @@ class Auto:
 
 
 def _offer_of_python(graph: Graph, model: CostModel) -> Offer:
-    return Offer(predicted_seconds(graph, model), _WRITING * len(graph.nodes))
+    return Offer(predicted_seconds(graph, model), WRITING * len(graph.nodes))
+
+
+def _offer_of_inductor(graph: Graph, model: CostModel) -> Offer:
+    if not any(value.device.startswith("cuda") for value in graph.inputs):
+        raise Declined  # it is used where it is asked for
+    return Offer(FUSED * predicted_seconds(graph, model), COMPILING + COMPILING_EACH * len(graph.nodes))
 
 
 BACKENDS: Mapping[str, BackEnd] = {
     "python": BackEnd(emit_python, _offer_of_python),
     "native": BackEnd(emit_native, None, gives_way=True),
+    "inductor": BackEnd(emit_inductor, _offer_of_inductor),
 }
 DEFAULT = "python"
 
@@ -105,7 +115,7 @@ def _offers(graph: Graph, model: CostModel) -> tuple[dict[str, Offer], dict[str,
             if one.offer is not None:
                 offers[name] = one.offer(graph, model)
         except Declined as reason:
-            reasons[name] = f"{name}: {reason}"
+            reasons.update({name: f"{name}: {reason}"} if reason.args else {})
     return offers, reasons
 
 
