@@ -15,6 +15,7 @@ from support import reference
 
 SEED = 20261
 FIRST_ARGUMENT_ONLY = ("nn.SoftMarginLoss",)  # PyTorch refuses a derivative in the other
+OF_SCORES = ("nn.CTCLoss",)  # PyTorch's derivative is that of `log_softmax` and the loss together
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def case_of(name: str, training: bool, number: int) -> Case | None:
         own = {**dict(zip(parameters, given, strict=False)), **{n: b.clone() for n, b in buffers.items()}}
         moved = list(leaves)
         for k, tensor in zip(places, given[len(parameters) :], strict=True):
-            moved[k] = tensor
+            moved[k] = tensor.log_softmax(-1) if name in OF_SCORES else tensor
         args, kwargs = tree_unflatten(moved, spec)
         return _weighted(functional_call(module, own, args, kwargs))
 

@@ -56,7 +56,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         "tapes",
         "gauges",
     ),
-    5: ("torch_private", "dtypes", "library", "geometry", "matrix_functions"),
+    5: ("torch_private", "dtypes", "library", "geometry", "matrix_functions", "alignment"),
     4: ("expressions",),
     3: ("terms",),
     2: ("parts",),

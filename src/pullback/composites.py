@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .alignment import ctc_loss
 from .matrix_functions import householder_product, ormqr
 from .torch_private import RECURRENT_WEIGHT_LISTS, before_any_module
 
@@ -223,6 +224,8 @@ COMPOSITES: dict[Any, Callable[..., Any]] = {
     torch.Tensor.kron: kron,
     torch.narrow: narrow,
     torch.Tensor.narrow: narrow,
+    functional.ctc_loss: ctc_loss,
+    torch.ctc_loss: ctc_loss,
     functional.gaussian_nll_loss: gaussian_nll_loss,
     functional.linear_cross_entropy: linear_cross_entropy,
 }

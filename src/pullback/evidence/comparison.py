@@ -33,6 +33,7 @@ DISPUTED: dict[str, str] = {
     **{f"nn.functional.max_unpool{rank}d": _UNPOOLED for rank in (1, 2, 3)},
     "as_strided_scatter": "its backward gives the operand the cotangent of the places that are overwritten",
     "cholesky_inverse": "its forward mode loses most digits where a matrix is close to singular",
+    "nn.functional.ctc_loss": "its backward is that of `log_softmax` and the loss together",
     "masked.logaddexp": "its second derivative is NaN where both operands are masked",
     "nn.functional.linear_cross_entropy.chunked": "its second derivative is zero",
     "nn.functional.linear_cross_entropy.chunked_none": "its second derivative is zero",
