@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from . import torch_private as private
+from .adoption import adopt_assumptions, adopt_constants
 from .composites import weight_lists_kept
 from .control_flow import record_region
 from .decompositions import DECOMPOSITIONS
@@ -28,20 +29,12 @@ from .errors import ArgumentError
 from .graph import Graph, Node, Value
 from .keys import holding
 from .nested import map_tensors, tensors_in
+from .originals import NONE, Assumptions
 from .provenance import Namer, argument_names, named, parameter_names, refusal, source_of, surrounding_names
-from .recording import (
-    CLONE,
-    COPY,
-    DETACH,
-    Frontier,
-    Recorder,
-    Step,
-    Trace,
-    unsupported_kind,
-)
+from .recording import CLONE, COPY, DETACH, Frontier, Recorder, Step, Trace, unsupported_kind
 from .shared_settings import EAGER, FOLDING, UNCOMPILED, WITHOUT_FASTPATH, WITHOUT_MKLDNN
 from .strides import STRIDED
-from .torch_private import schema, storage
+from .torch_private import schema
 from .user_functions import attach_operator, own_functions
 
 PASSES = 3  # decompositions may themselves write in place, which the next pass removes
@@ -57,7 +50,7 @@ class Captured:
     out_spec: the structure of the result, whose leaves are `graph.outputs`: values, or Python constants.
     returned: by number of an output, the input that is written into and then returned itself.
     recorded: the inputs that are written into with gradients on.
-    placed: the numbers of the inputs for whose places in memory the graph was made.
+    assumed: what of the inputs the graph relies on besides their types.
     """
 
     graph: Graph
@@ -66,7 +59,7 @@ class Captured:
     out_spec: Any
     returned: Mapping[int, Value]
     recorded: frozenset[Value]
-    placed: frozenset[int] = frozenset()
+    assumed: Assumptions = NONE
 
 
 def capture(
@@ -77,6 +70,7 @@ def capture(
     keep: frozenset[str] = frozenset(),
     names: Sequence[str] | None = None,
     is_final: bool = False,
+    may_assume: bool = False,
 ) -> Captured:
     """Run `f` on fake tensors and return what it computes as a graph.
 
@@ -87,6 +81,7 @@ def capture(
         keep: names of operators that have a rule of their own and are not to be decomposed.
         names: what to call the leaves; by default, after the parameters of `f` and the keys of dictionaries.
         is_final: whether nothing is going to differentiate the graph; then no operator is decomposed.
+        may_assume: whether the graph may rely on more than the types of its inputs, as `assumed` says.
 
     Raises:
         ArgumentError: an argument is a tensor of a kind that a graph cannot hold.
@@ -97,10 +92,13 @@ def capture(
     """
     names = list(names) if names is not None else argument_names(f, flat_arguments, in_spec)
     _check_arguments(flat_arguments, names)
-    with _surroundings() as inside_transform, Trace(inside_transform, is_final=is_final) as trace:
+    with (
+        _surroundings() as inside_transform,
+        Trace(inside_transform, is_final=is_final, may_assume=may_assume) as trace,
+    ):
         table = {} if is_final else decompositions(keep)
         fakes = [trace.fake(a) if isinstance(a, Tensor) else a for a in flat_arguments]
-        capture_inner = partial(capture, keep=keep)
+        capture_inner = partial(capture, keep=keep, may_assume=may_assume)
         attach, region = partial(attach_operator, trace, capture_inner), partial(record_region, trace, capture_inner)
         recorder = Recorder(trace, table, True, attach, region)
         result = _first_pass(f, trace, recorder, fakes, in_spec, capture_inner)
@@ -111,7 +109,10 @@ def capture(
     own_names = [name for a, name in zip(flat_arguments, names, strict=True) if isinstance(a, Tensor)]
     trace.names = surrounding_names(f) | trace.names
     check_writes(trace, steps, dict(zip(map(id, inputs), filter(torch.is_tensor, flat_arguments), strict=True)))
-    return _assemble(trace, steps, inputs, leaves, own_names, out_spec, beyond)
+    captured = _assemble(trace, steps, inputs, leaves, own_names, out_spec, beyond)
+    adopt_constants(t for t, is_made in zip(captured.lifted, captured.constants, strict=True) if is_made)
+    adopt_assumptions(captured.assumed, (*filter(torch.is_tensor, flat_arguments), *captured.lifted))
+    return captured
 
 
 def _check_arguments(arguments: Sequence[Any], names: Sequence[str]) -> None:
@@ -316,7 +317,11 @@ def _assemble(
     wanted = {id(t) for t in tensors_in([leaves, [step.args[1] for step in writes]])}
     live, read = _live([step for step in steps if not step.mutates], wanted)
     read |= {id(step.args[0]) for step in writes}
-    lifted = [(key, tensor, fake) for key, (tensor, fake) in trace.lifted.items() if id(fake) in read]
+    lifted = [
+        (key, tensor, fake)
+        for key, (tensor, fake) in trace.lifted.items()
+        if id(fake) in read or id(fake) in trace.valued
+    ]
     namer = Namer()
     values = {id(fake): namer.value(fake, name) for fake, name in zip(inputs, names, strict=True)}
     for key, _, fake in lifted:
@@ -337,9 +342,10 @@ def _assemble(
     changed = dict(graph.mutations)
     returned = {k: by_key[key] for k, key in beyond.returned.items() if by_key.get(key) in changed}
     recorded = frozenset(by_key[key] for key in beyond.recorded if key in by_key)
-    fakes = [*inputs, *(fake for _, _, fake in lifted)]
-    placed = frozenset(k for k, fake in enumerate(fakes) if storage(fake) in trace.placed)
-    return Captured(graph, tuple(tensor for _, tensor, _ in lifted), flags, out_spec, returned, recorded, placed)
+    fakes = [*map(id, inputs), *(id(fake) for _, _, fake in lifted)]
+    assumed = (frozenset(k for k, fake in enumerate(fakes) if fake in m) for m in (trace.placed, trace.valued))
+    tensors = tuple(tensor for _, tensor, _ in lifted)
+    return Captured(graph, tensors, flags, out_spec, returned, recorded, Assumptions(*assumed))
 
 
 def _live(steps: list[Step], wanted: set[int]) -> tuple[list[Step], set[int]]:

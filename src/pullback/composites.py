@@ -24,6 +24,8 @@ from .alignment import ctc_loss
 from .matrix_functions import householder_product, ormqr
 from .torch_private import RECURRENT_WEIGHT_LISTS, before_any_module
 
+ATEN = torch.ops.aten
+
 
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """As `torch.cosine_similarity`, with its derivative."""
@@ -165,6 +167,15 @@ def narrow(input: Tensor, dim: int, start: Any, length: int) -> Tensor:
     return input.index_select(dim, positions.to(torch.int64))
 
 
+def tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
+    """As `torch.tensor_split`, which reads the memory of a tensor of positions."""
+    if isinstance(indices_or_sections, Tensor):
+        where = indices_or_sections
+        numbers = [int(ATEN._local_scalar_dense(k)) for k in where.reshape(-1).unbind()]
+        indices_or_sections = numbers if where.dim() else numbers[0]
+    return torch.tensor_split(input, indices_or_sections, dim)
+
+
 def gaussian_nll_loss(
     input: Tensor,
     target: Tensor,
@@ -223,6 +234,8 @@ COMPOSITES: dict[Any, Callable[..., Any]] = {
     torch.kron: kron,
     torch.Tensor.kron: kron,
     torch.narrow: narrow,
+    torch.tensor_split: tensor_split,
+    torch.Tensor.tensor_split: tensor_split,
     torch.Tensor.narrow: narrow,
     functional.ctc_loss: ctc_loss,
     torch.ctc_loss: ctc_loss,

@@ -19,6 +19,7 @@ import numpy
 import torch
 
 from .dtypes import dtype_name
+from .originals import outside_of_traces
 from .tapes import is_recording
 from .torch_private import (
     HAS_DUAL_NUMBERS,
@@ -166,6 +167,19 @@ def guard_place(script: Script, name: str, tensor: torch.Tensor) -> None:
     """Guard where in its memory a tensor begins."""
     expected, seen = int(tensor.storage_offset()), f"{name}.storage_offset()"
     script.miss_if(f"{seen} != {expected}", f"the storage offset of {describe(tensor)}", str(expected), seen)
+
+
+def guard_values(script: Script, name: str, tensor: torch.Tensor) -> None:
+    """Guard the values of a tensor, of which a copy is kept.  Cost: one pass over them."""
+    with outside_of_traces():
+        kept, is_same = script.constant(tensor.clone()), script.constant(same_values)
+    script.miss_if(f"not {is_same}({name}, {kept})", f"the values of {describe(tensor)}", "as they were", "'changed'")
+
+
+def same_values(tensor: torch.Tensor, kept: torch.Tensor) -> bool:
+    """Whether two real tensors are equal, whatever modes are in progress."""
+    with outside_of_traces():
+        return torch.equal(tensor, kept)
 
 
 def guard_identity(script: Script, name: str, value: Any, text: str) -> None:

@@ -7,7 +7,7 @@ function the user called, and refuses what would take a value out of the graph.
 
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +17,11 @@ from torch.overrides import TorchFunctionMode
 
 from . import torch_private as private
 from .composites import COMPOSITES
+from .errors import CaptureError
 from .graph import Source
 from .matrix_functions import raise_errors
 from .nested import flat_results, map_tensors, tensors_in
+from .originals import resolved
 from .provenance import describe, is_written_by_user, refusal, user_source
 from .reads import ADOPTERS, ASKED, MAKERS, NUMBER, READS, SELECTION, SETTERS, VIEWS
 from .torch_private import storage
@@ -71,8 +73,10 @@ class Trace:
     is_final: whether nothing is going to differentiate what is captured.
     statistics: memory that nested programs write into without a derivative.
     own_derivatives: keys of those that the function brings along.
-    originals: the tensors that fakes of inputs stand for, by the memory of the fakes.
-    placed: of these, the ones whose places in memory were asked for.
+    originals: the fakes of inputs and the tensors that they stand for, by the memory of the fakes.
+    may_assume: whether the graph may rely on where these lie, and on the values of integers, which is guarded then.
+    placed, valued: the identities of the fakes that were asked for that.
+    outer, recorder: the trace around this one; what writes the calls down.
     """
 
     inside_transform: bool = False
@@ -85,8 +89,12 @@ class Trace:
     is_final: bool = False
     statistics: set[int] = field(default_factory=set)
     own_derivatives: list[Any] = field(default_factory=list)
-    originals: dict[int, Tensor] = field(default_factory=dict)
+    originals: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    may_assume: bool = False
     placed: set[int] = field(default_factory=set)
+    valued: set[int] = field(default_factory=set)
+    outer: "Trace | None" = None
+    recorder: Any = None
 
     def owns(self, tensor: Tensor) -> bool:
         """Whether a tensor is a fake of this trace, perhaps inside wrappers of a `vmap` that the function calls."""
@@ -100,21 +108,9 @@ class Trace:
         """A fake with the shape, strides, dtype and device of a tensor, whose values are never looked at."""
         with private.disable_current_modes(), self.mode:
             fake = torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-        self.originals[storage(fake)] = self.originals[storage(tensor)] if self.owns(tensor) else tensor
+        original = self.originals[storage(tensor)][1] if self.owns(tensor) else tensor
+        self.originals[storage(fake)] = (fake, original)
         return fake
-
-    def offset_of(self, fake: Tensor) -> int | None:
-        """Where a fake begins in its memory; of an input, where the real tensor does, or None if nobody can tell."""
-        original = self.originals.get(storage(fake))
-        if original is None:
-            return int(fake.storage_offset())
-        self.placed.add(storage(fake))
-        if private.is_traced(original):
-            outer = self._outer
-            begin = outer.offset_of(original) if outer is not None and outer.owns(original) else None
-        else:
-            begin = int(original.storage_offset())
-        return None if begin is None else begin + int(fake.storage_offset())
 
     def lift(self, tensor: Tensor) -> Tensor:
         """The fake that stands for a tensor of the function's surroundings; the same fake each time."""
@@ -135,33 +131,17 @@ class Trace:
         return CURRENT.trace is self
 
     def __enter__(self) -> "Trace":
-        self._outer = CURRENT.trace
+        self.outer = CURRENT.trace
         CURRENT.trace = self
         return self
 
     def __exit__(self, *_: object) -> None:
-        CURRENT.trace = self._outer
+        CURRENT.trace = self.outer
 
 
 def is_tracing() -> bool:
     """Whether a capture is in progress in this thread."""
     return CURRENT.trace is not None
-
-
-def adopt_constants(tensors: Iterable[Tensor]) -> None:
-    """Let what a nested trace made of Python numbers be constants of the trace in progress, too, if there is one."""
-    trace = CURRENT.trace
-    for tensor in tensors:
-        if trace is not None and not trace.owns(tensor):
-            trace.lift(tensor)
-            trace.created.add(id(tensor))
-
-
-def adopt_statistics(tensors: Iterable[Tensor]) -> None:
-    """Let writes of a nested program into these tensors be as little recorded in the trace in progress as they were."""
-    trace = CURRENT.trace
-    if trace is not None:
-        trace.statistics.update(storage(private.unwrapped(trace.own(tensor))) for tensor in tensors)
 
 
 def unsupported_kind(tensor: Tensor) -> str:
@@ -206,6 +186,7 @@ class Recorder(private.TorchDispatchMode):
         self.source: Source | None = None
         self.scope = ""
         self.stopped: set[int] = set()
+        trace.recorder = self
 
     def __torch_dispatch__(
         self, op: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -276,12 +257,11 @@ class Recorder(private.TorchDispatchMode):
             return None
         try:
             result = op(*args, **kwargs)
-        except private.DataDependentOutput as error:
-            problem = f"f takes the value of a tensor out of the graph ({op})"
-            raise refusal(problem, f"{NUMBER.capitalize()}.", self.line()) from error
-        except private.DynamicOutputShape as error:
-            problem = f"{op} has a result whose shape depends on the values of a tensor, which is not done yet"
-            raise refusal(problem, SELECTION, self.line()) from error
+        except (private.DataDependentOutput, private.DynamicOutputShape) as error:
+            known = resolved(self, op, args, kwargs)
+            if known is None:
+                raise self.unknown(op, error) from error
+            return known[0]
         except private.UnsupportedOperator as error:
             raise refusal(f"PyTorch cannot trace {op}", "Express it by other operators.", self.line()) from error
         results = flat_results(result)
@@ -291,6 +271,14 @@ class Recorder(private.TorchDispatchMode):
         if self.decomposing and (not results or any(isinstance(r, Tensor) for r in results)):
             self.steps.append(Step(op, args, kwargs, results, self.source, self.scope))
         return result
+
+    def unknown(self, op: Any, error: Exception) -> CaptureError:
+        """The refusal of a result that depends on values which are not known."""
+        if isinstance(error, private.DataDependentOutput):
+            problem = f"f takes the value of a tensor out of the graph ({op})"
+            return refusal(problem, f"{NUMBER.capitalize()}.", self.line())
+        problem = f"{op} has a result whose shape depends on the values of a tensor, which is not done yet"
+        return refusal(problem, SELECTION, self.line())
 
     def line(self) -> Source | None:
         """The line of the call that is being recorded."""

@@ -25,10 +25,12 @@ from .guards import (
     guard_settings,
     guard_tensor,
     guard_value,
+    guard_values,
     is_constant,
     is_transforming,
     module_hooks,
 )
+from .originals import NONE, Assumptions
 from .tapes import is_recording
 from .titles import kind_of, name_of, parameter_names, title
 from .torch_private import is_traced, tree_flatten, tree_flatten_with_path
@@ -49,7 +51,7 @@ class Entry:
     traced: whether the call was part of a trace, transform or record in progress.
     reusable: whether it may be kept; sizes or constants that belong to an outer trace may not.
     constants: the tensors that the trace itself made.
-    placed: the numbers of the tensors whose places in memory are guarded.
+    assumed: what of these tensors is guarded besides their types.
     """
 
     program: Any
@@ -59,7 +61,7 @@ class Entry:
     reusable: bool
     script: Script = field(repr=False)
     constants: tuple[torch.Tensor, ...] = field(default=(), repr=False)
-    placed: frozenset[int] = frozenset()
+    assumed: Assumptions = NONE
 
     def explain(self, f: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         """Why the program does not fit a call, with the old and the new value; None if it does."""
@@ -74,7 +76,7 @@ def make_entry(
     constants: Sequence[bool],
     program: Any,
     before: Before | None = None,
-    placed: frozenset[int] = frozenset(),
+    assumed: Assumptions = NONE,
 ) -> Entry:
     """The entry for a program that was compiled for this call.
 
@@ -82,7 +84,7 @@ def make_entry(
     constants: for each of these, whether the trace itself made it, so that it is no variable of the user's.
     before: what `check_arguments` returned before f was captured; if f has changed what it reads since, its program
         does not fit the next call.
-    placed: the numbers of the tensors for whose places in memory the program was compiled.
+    assumed: what of its tensors the program relies on besides their types.
 
     Raises:
         ArgumentError: an argument is neither a tensor nor anything that can be compared at the next call.
@@ -92,14 +94,18 @@ def make_entry(
     change = None if before is None else _change(before, environment, f, args, kwargs)
     flat = [*environment.arguments, *_lifted_names(script, environment, f, lifted, constants)]
     tensors = [*environment.argument_tensors, *lifted]
-    for k in sorted(placed):
-        guard_place(script, flat[k], tensors[k])
+    relied_on = [tensors[k] for k in assumed.places | assumed.values]
+    if not any(map(is_traced, relied_on)):
+        for k in sorted(assumed.places):
+            guard_place(script, flat[k], tensors[k])
+        for k in sorted(assumed.values):
+            guard_values(script, flat[k], tensors[k])
     lookup, code = script.lookup(flat)
     traced = is_transforming() or is_recording() or any(map(is_traced, tensors))
     own = [t for t, constant in zip(lifted, constants, strict=True) if constant]
     static = all(type(size) is int for t in tensors for size in t.shape)
-    reusable = static and change is None and not any(map(is_traced, [*own, *(tensors[k] for k in placed)]))
-    return Entry(program, lookup, code, traced, reusable, script, tuple(own), placed)
+    reusable = static and change is None and not any(map(is_traced, [*own, *relied_on]))
+    return Entry(program, lookup, code, traced, reusable, script, tuple(own), assumed)
 
 
 @dataclass(frozen=True)
@@ -350,10 +356,10 @@ class Cache:
         constants: Sequence[bool],
         program: Any,
         before: Before | None = None,
-        placed: frozenset[int] = frozenset(),
+        assumed: Assumptions = NONE,
     ) -> Entry:
         """Keep a program for calls like this one, and return its entry.  Arguments and errors as of `make_entry`."""
-        entry = make_entry(f, args, kwargs, lifted, constants, program, before, placed)
+        entry = make_entry(f, args, kwargs, lifted, constants, program, before, assumed)
         if entry.reusable:
             self._put((key, kind_of(f)), entry)
         return entry

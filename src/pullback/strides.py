@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .originals import offset_of
 from .provenance import describe, refusal
 from .recording import CURRENT
 
@@ -51,11 +52,11 @@ def _start(x: Tensor, storage_offset: int | None) -> int:
     if storage_offset is None:
         return 0
     trace = CURRENT.trace
-    own = x.storage_offset() if trace is None or not trace.owns(x) else trace.offset_of(x)
+    own = x.storage_offset() if trace is None or not trace.owns(x) else offset_of(trace, x)
     if own is None:
         raise refusal(
-            f"as_strided is given a storage offset ({storage_offset}) inside another transform, where a tensor has no "
-            f"place in memory ({describe(x)})",
+            f"as_strided is given a storage offset ({storage_offset}) where nobody knows at which offset its operand "
+            f"({describe(x)}) will be",
             "Leave the offset out, and take a slice of the tensor first.",
         )
     return storage_offset - int(own)

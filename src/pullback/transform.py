@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from .adoption import adopt_assumptions, adopt_constants, adopt_statistics
 from .bridge import requires_grad
 from .capture import Captured, capture
 from .changes import Before
@@ -22,7 +23,7 @@ from .graph import differentiable_inputs
 from .guards import is_transforming
 from .impurity import capture_purely
 from .purity import refuse_once_differentiable
-from .recording import CURRENT, adopt_constants, adopt_statistics
+from .recording import CURRENT
 from .rules import RULES
 from .signature import CACHE, Entry, Signature, check_arguments
 from .stages import Plan
@@ -124,11 +125,7 @@ class Transform:
         names = parameter_names(self.f, len(args))
         signature = Signature.of(args, kwargs, names)
         entry, flat = find(self.kind, self.f, args, kwargs, self.backend)
-        if entry.placed:
-            problem = (
-                f"{title(self.f)} reads a tensor by its storage offset, which a compiled function does not compare"
-            )
-            raise ArgumentError(f"{problem}: call as_strided without an offset, on a slice")
+        self._refuse_assumptions(entry)
         executable: Executable = entry.program
         own, program = signature.lookup(None, args, kwargs), executable.program
         differentiable = executable.recorded
@@ -151,8 +148,17 @@ class Transform:
         code = program.code if program is not None else ""
         return CompiledFunction(contents, executable.run, executable.finish, signature, code)
 
+    def _refuse_assumptions(self, entry: Entry) -> None:
+        if entry.assumed:
+            raise ArgumentError(
+                f"{title(self.f)} depends on the values of integers, or on where a tensor lies in memory, which only "
+                "the transform itself compares at each call: call that, or select with positions instead of masks"
+            )
+
     def _compiled(self, wanted: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Compiled:
         entry, _ = find(self.kind, self.f, args, kwargs, self.backend)
+        if wanted == "graph":
+            self._refuse_assumptions(entry)
         executable: Executable = entry.program
         if executable.compiled is None:
             what = "a compiled function is no single derivative: ask the transforms in it"
@@ -177,6 +183,7 @@ def run(entry: Entry, flat: Sequence[Any]) -> Any:
     executable: Executable = entry.program
     if CURRENT.trace is not None or (entry.traced and not is_transforming()):
         adopt_constants(entry.constants)
+        adopt_assumptions(entry.assumed, flat)
         adopt_statistics(flat[k] for k in executable.statistics)
         return executable.finish(executable.run(*flat))
     if entry.traced or requires_grad(flat):
@@ -204,8 +211,8 @@ def find(
             captured, executable = capture_purely(work, before.names, before.generators)
             if kind.is_final:
                 _refuse_changes(before, f, args, kwargs)
-            lifted, constants, placed = captured.lifted, captured.constants, captured.placed
-            entry = CACHE.store(key, f, args, kwargs, lifted, constants, executable, before, placed)
+            lifted, constants, assumed = captured.lifted, captured.constants, captured.assumed
+            entry = CACHE.store(key, f, args, kwargs, lifted, constants, executable, before, assumed)
     finally:
         before.put_back()
     return entry, flat_tensors(captured, args, kwargs)
@@ -227,7 +234,7 @@ def captured_call(
 ) -> CapturedCall:
     """Capture a function at the arguments of a call; `is_final` as of `capture`."""
     flat, spec = tree_flatten((args, kwargs))
-    captured = capture(f, flat, spec, keep=frozenset(RULES), is_final=is_final)
+    captured = capture(f, flat, spec, keep=frozenset(RULES), is_final=is_final, may_assume=True)
     inputs = iter(captured.graph.inputs)
     values = tuple(
         tuple(next(inputs) if isinstance(leaf, torch.Tensor) else None for leaf in tree_flatten(argument)[0])
