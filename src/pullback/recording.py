@@ -108,8 +108,8 @@ class Trace:
         """A fake with the shape, strides, dtype and device of a tensor, whose values are never looked at."""
         with private.disable_current_modes(), self.mode:
             fake = torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-        original = self.originals[storage(tensor)][1] if self.owns(tensor) else tensor
-        self.originals[storage(fake)] = (fake, original)
+        own = self.originals.get(storage(tensor)) if type(tensor) is private.FakeTensor else None
+        self.originals[storage(fake)] = (fake, tensor if own is None else own[1])
         return fake
 
     def lift(self, tensor: Tensor) -> Tensor:
