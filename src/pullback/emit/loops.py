@@ -8,7 +8,7 @@ import linecache
 import logging
 import re
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any
@@ -51,7 +51,7 @@ def emit_loops(
     known = constants(protected)
     ready, known = _with_numbers(protected, known)
     ready, views = _without_shared_views(ready)
-    segments = cut(ready, is_covered, (*known, *_made_by(views)))
+    segments = cut(ready, is_covered, tuple(known))
     if not any(segment.is_native for segment in segments):
         LOG.info("%s has nothing that native code would save: it runs as Python", name)
         return emit_python(graph, name, plain=plain, returned=returned)
@@ -122,6 +122,7 @@ class _Writer:
     namespace: dict[str, Any] = field(default_factory=lambda: {"__name__": "pullback.program"})
     header: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    dense: set[Value] = field(default_factory=set)
     scratch: int = 0
 
     def program(self, original: Graph) -> Program:
@@ -130,6 +131,7 @@ class _Writer:
         name = name if name.isidentifier() else f"_{name}"
         self._bind("empty_like", torch.empty_like, "from torch import empty_like, empty_strided")
         self._bind("empty_strided", torch.empty_strided)
+        self._bind("contiguous_format", torch.contiguous_format, "from torch import contiguous_format")
         for value, tensor in self.constants.items():
             self._bind(
                 self._name(value),
@@ -190,16 +192,21 @@ class _Writer:
         compiled = native_function(function.source, name, pointers)
         self._bind(name, compiled, f'{name} = native_function(r"""{function.source}""", "{name}", {pointers})')
         self.scratch = max(self.scratch, function.scratch)
-        given = set(self.graph.inputs) | {v for s in self.segments if not s.is_native for v in s.graph.outputs}
-        lines = [
-            f"if not {n}.is_contiguous(): {n} = {n}.contiguous()"
-            for v in graph.inputs
-            if v in given and (n := self._name(v))
-        ]
+        given = {*self.graph.inputs, *(v for s in self.segments if not s.is_native for v in s.graph.outputs)}
+        lines = [line for v in graph.inputs if v in given for line in self._laid_out(v)]
         lines += [f"{self._name(v)} = {self._empty(v)}" for v in graph.outputs]
         arguments = [f"{self._name(v)}.data_ptr()" for v in (*graph.inputs, *graph.outputs)]
         arguments += [self._library(dtype) for dtype in function.libraries]
         return [*lines, f"{name}({', '.join([*arguments, 'scratch.data_ptr()' if function.scratch else '0'])})"]
+
+    def _laid_out(self, value: Value) -> Iterator[str]:
+        """What makes a copy of a tensor that does not lie as the function expects, once in a program."""
+        name = self._name(value)
+        conditions = [f"not {name}.is_contiguous()"] * (value.size > 1) + [f"{name}.is_neg()"] * value.is_floating
+        if conditions and value not in self.dense:
+            self.dense.add(value)
+            yield f"if {' or '.join(conditions)}:"
+            yield f"    {name} = {name}.clone(memory_format=contiguous_format)"
 
     def _empty(self, value: Value) -> str:
         kind = self._bind(str(torch_dtype(value.dtype)).removeprefix("torch."), torch_dtype(value.dtype))

@@ -1,6 +1,10 @@
-"""A program cut into segments: each runs as machine code, or by PyTorch's operators."""
+"""A program cut into segments: each runs as machine code, or by PyTorch's operators.
 
-from collections.abc import Callable, Iterator, Sequence
+A view costs a native segment nothing, and PyTorch less than a copy.  So what passes from one segment to another is what
+has memory of its own, and each makes the views that it reads.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..graph import Graph, Node, Value, values_in
@@ -32,48 +36,91 @@ def cut(graph: Graph, is_covered: Callable[[Node], bool], given: Sequence[Value]
 
     Cost: the number of nodes times that of the segments.
     """
-    native = {k for k, node in enumerate(graph.nodes) if is_covered(node)}
-    while True:
-        groups = list(_groups(graph, native, given))
-        poor = [group for is_native, group in groups if is_native and _saved(graph, group) < LEAST]
-        if not poor:
-            break
-        native -= {k for group in poor for k in group}
-    return [_segment(graph, groups, k) for k in range(len(groups))]
+    return _Cutting(graph, is_covered, given).segments()
 
 
-def _saved(graph: Graph, group: Sequence[int]) -> int:
-    """How many operators a group has, beside views."""
-    return sum(shares_memory_with(graph.nodes[k]) is None for k in group)
+class _Cutting:
+    """The state of one run: which nodes are views, and which are native."""
+
+    def __init__(self, graph: Graph, is_covered: Callable[[Node], bool], given: Sequence[Value]) -> None:
+        self.graph, self.given = graph, {*graph.inputs, *given}
+        covered = {k for k, node in enumerate(graph.nodes) if is_covered(node)}
+        views = {k for k in covered if shares_memory_with(graph.nodes[k]) is not None}
+        self.view = {v: k for k in views for v in graph.nodes[k].results}
+        self.native = covered - views
+        self.others = [k for k in range(len(graph.nodes)) if k not in views]
+
+    def segments(self) -> list[Segment]:
+        """Cut until every native segment is worth its call."""
+        while True:
+            groups = list(self._groups())
+            poor = [group for is_native, group in groups if is_native and len(group) < LEAST]
+            if not poor:
+                break
+            self.native -= {k for group in poor for k in group}
+        read = [{self._root(v) for k in group for v in self.graph.nodes[k].inputs} for _, group in groups]
+        found = []
+        for number, (is_native, group) in enumerate(groups):
+            elsewhere = {v for k, values in enumerate(read) if k != number for v in values}
+            found.append(self._segment(is_native, group, elsewhere))
+        of_inputs = [v for v in self._wanted() if v in self.view and self._root(v) in self.given]
+        if of_inputs:
+            nodes = self._with_views([], of_inputs)
+            found.append(Segment(_part(nodes, dict.fromkeys(of_inputs)), False))
+        return found
+
+    def _wanted(self) -> Iterable[Value]:
+        """What the program as a whole computes."""
+        return dict.fromkeys(values_in((self.graph.outputs, [new for _, new in self.graph.mutations])))
+
+    def _root(self, value: Value) -> Value:
+        """The value that this one is a view of in the end."""
+        while value in self.view:
+            value = self.graph.nodes[self.view[value]].inputs[0]
+        return value
+
+    def _groups(self) -> Iterator[tuple[bool, list[int]]]:
+        """Numbers of nodes, of one kind after the other; each group takes all that can be computed by then."""
+        known = set(self.given)
+        waiting, is_native = self.others, True
+        while waiting:
+            group, rest, held = [], [], False
+            for k in waiting:
+                node = self.graph.nodes[k]
+                has_order = facts_of(node).is_random or facts_of(node).mutates
+                may_run = (k in self.native) == is_native and not (has_order and held)
+                if may_run and all(self._root(v) in known for v in node.inputs):
+                    group.append(k)
+                    known.update(node.results)
+                else:
+                    rest.append(k)
+                    held |= has_order
+            if group:
+                yield is_native, group
+            waiting, is_native = rest, not is_native
+
+    def _segment(self, is_native: bool, group: list[int], elsewhere: set[Value]) -> Segment:
+        """A group with the views that it reads, and those results that are views of what it computes."""
+        made = {v for k in group for v in self.graph.nodes[k].results}
+        views = [v for v in self._wanted() if v in self.view and self._root(v) in made]
+        nodes = self._with_views(group, views)
+        wanted = {*elsewhere, *self._wanted()}
+        outputs = dict.fromkeys(v for k in group for v in self.graph.nodes[k].results if v in wanted)
+        return Segment(_part(nodes, {**outputs, **dict.fromkeys(views)}), is_native)
+
+    def _with_views(self, group: Sequence[int], views: Iterable[Value]) -> tuple[Node, ...]:
+        """The nodes of a group, in order, and all views between them and what they start from."""
+        waiting = [*views, *(v for k in group for v in self.graph.nodes[k].inputs)]
+        numbers = set(group)
+        while waiting:
+            number = self.view.get(waiting.pop())
+            if number is not None and number not in numbers:
+                numbers.add(number)
+                waiting.extend(self.graph.nodes[number].inputs)
+        return tuple(self.graph.nodes[k] for k in sorted(numbers))
 
 
-def _groups(graph: Graph, native: set[int], given: Sequence[Value]) -> Iterator[tuple[bool, list[int]]]:
-    """Numbers of nodes, of one kind after the other; each group takes all that can be computed by then."""
-    known = {*graph.inputs, *given}
-    waiting = list(range(len(graph.nodes)))
-    is_native = True
-    while waiting:
-        group, rest, held = [], [], False
-        for k in waiting:
-            node = graph.nodes[k]
-            draws = facts_of(node).is_random or facts_of(node).mutates
-            if (k in native) == is_native and not (draws and held) and all(v in known for v in node.inputs):
-                group.append(k)
-                known.update(node.results)
-            else:
-                rest.append(k)
-                held |= draws
-        if group:
-            yield is_native, group
-        waiting, is_native = rest, not is_native
-
-
-def _segment(graph: Graph, groups: Sequence[tuple[bool, list[int]]], number: int) -> Segment:
-    is_native, group = groups[number]
-    nodes = tuple(graph.nodes[k] for k in group)
+def _part(nodes: tuple[Node, ...], outputs: Iterable[Value]) -> Graph:
     made = {v for node in nodes for v in node.results}
-    others = [graph.nodes[k] for other, (_, rest) in enumerate(groups) if other != number for k in rest]
-    wanted = set(values_in(([n.inputs for n in others], graph.outputs, graph.mutations)))
     read = dict.fromkeys(v for node in nodes for v in node.inputs if v not in made)
-    outputs = tuple(v for node in nodes for v in node.results if v in wanted)
-    return Segment(Graph(tuple(read), nodes, outputs), is_native)
+    return Graph(tuple(read), nodes, tuple(outputs))

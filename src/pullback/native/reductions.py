@@ -42,9 +42,9 @@ def _reduction(kind: str, is_mean: bool = False) -> Rule:
     return rule
 
 
-def _keeping(read: Read, shape: Sequence[int], dim: int) -> Read:
-    """A reduced buffer, repeated over the axis that it lacks."""
-    layout = read.layout.reshape([1 if d == dim else n for d, n in enumerate(shape)])
+def repeated(read: Read, shape: Sequence[int], axes: Sequence[int]) -> Read:
+    """A reduced buffer, repeated over the axes that it lacks."""
+    layout = read.layout.reshape([1 if d in axes else n for d, n in enumerate(shape)])
     assert layout is not None
     return Read(read.buffer, layout.expand(shape))
 
@@ -54,10 +54,10 @@ def _softmax(state: Translation, node: Node) -> None:
     dim = bound(node)["dim"] % max(len(source.shape), 1)
     shape, f = source.shape, "f" if result.dtype == "float32" else ""
     x = state.stored(source)
-    largest = _keeping(reduce_into(state, "max", x, shape, (dim,)), shape, dim)
+    largest = repeated(reduce_into(state, "max", x, shape, (dim,)), shape, (dim,))
     powers = Computed(f"exp{f}({{0}} - {{1}})", result.dtype, (x, largest), True)
     if node.op == "aten._log_softmax.default":
-        total = _keeping(reduce_into(state, "sum", powers, shape, (dim,)), shape, dim)
+        total = repeated(reduce_into(state, "sum", powers, shape, (dim,)), shape, (dim,))
         logarithm = state.new((*shape[:dim], 1, *shape[dim + 1 :]), result.dtype)
         first = [Read(r.buffer, r.layout.slice(dim, 0, 1, 1)) for r in (total, largest)]
         state.store(logarithm, Computed(f"{{1}} + log{f}({{0}})", result.dtype, tuple(first), True))
@@ -65,7 +65,7 @@ def _softmax(state: Translation, node: Node) -> None:
         return state.define(result, Computed("{0} - {1}", result.dtype, (x, whole)))
     kept = state.new(shape, result.dtype)
     state.store(kept, powers)
-    total = _keeping(reduce_into(state, "sum", kept, shape, (dim,)), shape, dim)
+    total = repeated(reduce_into(state, "sum", kept, shape, (dim,)), shape, (dim,))
     return state.define(result, Computed("{0} / {1}", result.dtype, (kept, total)))
 
 
@@ -74,11 +74,11 @@ def _softmax_backward(state: Translation, node: Node) -> None:
     dim, shape = bound(node)["dim"] % max(len(output.shape), 1), output.shape
     g, y = state.stored(gradient), state.stored(output)
     if node.op == "aten._log_softmax_backward_data.default":
-        total = _keeping(reduce_into(state, "sum", g, shape, (dim,)), shape, dim)
+        total = repeated(reduce_into(state, "sum", g, shape, (dim,)), shape, (dim,))
         f = "f" if result.dtype == "float32" else ""
         return state.define(result, Computed(f"{{0}} - exp{f}({{1}}) * {{2}}", result.dtype, (g, y, total), True))
     product = Computed("{0} * {1}", result.dtype, (g, y))
-    total = _keeping(reduce_into(state, "sum", product, shape, (dim,)), shape, dim)
+    total = repeated(reduce_into(state, "sum", product, shape, (dim,)), shape, (dim,))
     return state.define(result, Computed("{1} * ({0} - {2})", result.dtype, (g, y, total)))
 
 

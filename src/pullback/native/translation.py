@@ -14,12 +14,17 @@ from .elements import C_TYPES, Buffer, Computed, Entry, Read, cast, is_whole, nu
 from .elementwise import computing_dtype, formula_of
 from .layouts import VIEWS, dense
 from .matrices import PRODUCTS, covers_product
+from .normalisation import COVERED_NORMALISATION, NORMALISATION
 from .pieces import PIECES
 from .reductions import COVERED_REDUCTIONS, REDUCTIONS
 from .state import CHEAP, Rule, Translation
 
-RULES: Mapping[str, Rule] = {**PIECES, **REDUCTIONS, **PRODUCTS}
-CONDITIONS: Mapping[str, Callable[[Node], bool]] = {**COVERED_REDUCTIONS, **dict.fromkeys(PRODUCTS, covers_product)}
+RULES: Mapping[str, Rule] = {**PIECES, **REDUCTIONS, **NORMALISATION, **PRODUCTS}
+CONDITIONS: Mapping[str, Callable[[Node], bool]] = {
+    **COVERED_REDUCTIONS,
+    **COVERED_NORMALISATION,
+    **dict.fromkeys(PRODUCTS, covers_product),
+}
 
 
 @dataclass(frozen=True)
