@@ -1,62 +1,65 @@
 """Predicted against measured: do plans tell the time that programs take, and is the chosen order the fastest?
 
-    python benchmarks/predictions.py [--calibrate] [--random N] [--clock cpu]
+    python benchmarks/predictions.py [--calibrate] [--task PATTERN] [--random N] [--backend python] [--clock cpu]
 
-Each Jacobian is compiled in the orders forward, reverse and auto, and each program is timed through the public call.
-The random programs are drawn from a seed; none of what is timed here is used by the calibration.
+The tasks of the table, and random programs drawn from seeds, are compiled in the orders auto, forward and reverse, and
+timed through the public call, in turn, on arguments that are new for each round.  The calibration uses none of them: it
+times single operators.
 """
 
 import argparse
-import itertools
 import random
-import time
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from statistics import median
 from typing import Any
 
 import torch
+from harness import CLOCKS, environment, sample_together, use_clock
+from peers.torch_space import Space, tensors
+from tasks.catalogue import TASKS
+from tasks.task import Task
+from tasks.ways import bound
 from torch import Tensor
-from torch.func import functional_call
 
 import pullback
 
-ORDERS = ("auto", "forward", "reverse")
-Task = tuple[str, Callable[..., Any], tuple[Any, ...]]
+OTHERS = ("forward", "reverse")
+HOPELESS = 20  # times as long as the chosen order, predicted: not tried, it may not even fit into memory
+ROUNDS = 7
+LONGEST = 20.0  # seconds of samples of one program: of slower ones there are fewer rounds
 
 
-def weights_of(*sizes: int) -> list[Tensor]:
-    return [torch.randn(m, n) / m**0.5 for m, n in itertools.pairwise(sizes)]
+@dataclass(frozen=True)
+class Program:
+    """A derivative to be planned: a transform that takes an order, and arguments from a seed."""
+
+    name: str
+    transform: Callable[..., Any]
+    arguments: Callable[[int], tuple[Any, ...]]
 
 
-def layers(x: Tensor, weights: list[Tensor]) -> Tensor:
-    for weight in weights:
-        x = (x @ weight).tanh()
-    return x
+def of_task(task: Task, backend: str) -> Program:
+    """A task of the table."""
+    kind = getattr(pullback, f"batch_{task.derivative}" if task.batched else task.derivative)
+
+    def transform(order: str) -> Any:
+        return kind(bound(task, Space), task.positions, order=order, backend=backend)
+
+    return Program(task.name, transform, lambda seed: tensors(task.arguments(seed)))
 
 
-def recurrent(state: Tensor, weight: Tensor) -> Tensor:
-    for _ in range(50):
-        state = (state @ weight).tanh()
-    return state
+def tasks(patterns: Sequence[str], backend: str) -> Iterator[Program]:
+    """Those that are one derivative, which can be taken in several orders."""
+    for task in TASKS.values():
+        is_wanted = any(fnmatchcase(task.name, pattern) for pattern in patterns)
+        if is_wanted and task.derivative in ("jacobian", "hessian", "value_and_grad"):
+            yield of_task(task, backend)
 
 
-def transformer() -> Task:
-    block = torch.nn.TransformerEncoderLayer(32, 4, 64, dropout=0, batch_first=True)
-    state = {name: p.detach() for name, p in block.named_parameters()}
-    return "transformer block", lambda x: functional_call(block, state, (x,)), (torch.randn(1, 12, 32),)
-
-
-def tasks() -> Iterator[Task]:
-    yield "bottleneck 256-64-4-64-256", layers, (torch.randn(256), weights_of(256, 64, 4, 64, 256))
-    yield "MLP 64-256-256-32", layers, (torch.randn(64), weights_of(64, 256, 256, 32))
-    yield "hourglass", layers, (torch.randn(256), weights_of(256, 16, 256, 16, 256, 16, 256))
-    yield "50 recurrent steps", recurrent, (torch.randn(8), torch.randn(8, 8) / 3)
-    yield transformer()
-    yield "softmax of rows", lambda x: x.softmax(-1).log(), (torch.randn(50, 20),)
-    yield "element by element", lambda x: (x.sin() * x.exp()).tanh(), (torch.randn(300),)
-
-
-def random_task(seed: int) -> Task:
+def random_program(seed: int, backend: str) -> Program:
     """A vector of some size through some steps, each of which reads one or two of the vectors before it."""
     generator = random.Random(seed)
     sizes = [generator.choice([4, 16, 64, 128]) for _ in range(generator.randint(3, 9))]
@@ -74,47 +77,107 @@ def random_task(seed: int) -> Task:
                 values.append(value.sin() * value if kind == "wave" else value * other.mean().sigmoid())
         return values[-1]
 
-    return f"random {seed}", f, (torch.randn(generator.choice([4, 16, 64])), mixers)
+    size = generator.choice([4, 16, 64])
+
+    def arguments(_: int) -> tuple[Tensor, list[Tensor]]:
+        return torch.randn(size), mixers
+
+    return Program(f"random {seed}", lambda order: pullback.jacobian(f, order=order, backend=backend), arguments)
 
 
-def seconds_of(transform: Callable[..., Any], arguments: tuple[Any, ...], clock: Callable[[], float]) -> float:
-    """The median time of a call, of samples of at least 20 ms."""
+@dataclass(frozen=True)
+class Found:
+    """What one program takes.
+
+    predicted, measured: seconds of a call in the chosen order.
+    behind: how many times as long as in the fastest of it, forward and reverse that takes.
+    """
+
+    order: str
+    predicted: float
+    measured: float
+    behind: float
+
+    @property
+    def ratio(self) -> float:
+        """Predicted over measured."""
+        return self.predicted / self.measured
+
+    @property
+    def is_near(self) -> bool:
+        """Whether the prediction is right within a factor of two."""
+        return 0.5 <= self.ratio <= 2
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether the chosen order is the fastest, or within 15 % of it."""
+        return self.behind <= 1.15
+
+
+def measure(program: Program) -> Found:
+    """Compile in all orders, and time them in turn."""
+    first = program.arguments(0)
+    auto = program.transform("auto")
+    plan = auto.plan(*first)
+    others = [
+        program.transform(order)
+        for order, one in plan.predictions.items()
+        if order in OTHERS and order != plan.order.name and one.seconds < HOPELESS * plan.seconds
+    ]
+    chosen = [auto, *others]
+    seeds = iter(range(1, 1_000))
+    rounds = min(ROUNDS, max(1, int(LONGEST / sum(once(t, first) for t in chosen)) - 5))
+    _, samples = sample_together(chosen, lambda: program.arguments(next(seeds)), rounds)
+    behind = max([1.0, *(median(one[0] / one[k] for one in samples) for k in range(1, len(chosen)))])
+    return Found(plan.order.name, plan.seconds, median(one[0] for one in samples), behind)
+
+
+def once(transform: Any, arguments: tuple[Any, ...]) -> float:
+    """Seconds of a call, by whatever clock."""
     transform(*arguments)
-
-    def sample(count: int) -> float:
-        start = clock()
-        for _ in range(count):
-            transform(*arguments)
-        return clock() - start
-
-    count = 1
-    while sample(count) < 0.02:
-        count *= 2
-    return median(sample(count) for _ in range(5)) / count
+    _, samples = sample_together([transform], lambda: arguments, 1)
+    return samples[0][0]
 
 
-def main() -> None:
+def main() -> int:
+    """Measure all, and print what holds."""
     parser = argparse.ArgumentParser(description="Predicted seconds and chosen orders against measurements.")
     parser.add_argument("--calibrate", action="store_true", help="measure this machine first, and keep the figures")
-    parser.add_argument("--random", type=int, default=50, help="how many random programs")
-    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    arguments = parser.parse_args()
+    parser.add_argument("--task", action="append", help="only tasks that fit this pattern; may be repeated")
+    parser.add_argument("--random", type=int, default=50, help="how many random programs (default %(default)s)")
+    parser.add_argument("--backend", default="auto", help="default %(default)s")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default %(default)s")
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    clock = time.perf_counter if arguments.clock == "wall" else time.process_time
-    if arguments.calibrate:
-        print(pullback.calibrate())
-    near = fast = count = 0
-    for name, f, given in itertools.chain(tasks(), map(random_task, range(arguments.random))):
-        transforms = {order: pullback.jacobian(f, order=order) for order in ORDERS}
-        measured = {order: seconds_of(transform, given, clock) for order, transform in transforms.items()}
-        plan = transforms["auto"].plan(*given)
-        ratio, behind = plan.seconds / measured["auto"], measured["auto"] / min(measured.values())
-        near, fast, count = near + (0.5 <= ratio <= 2), fast + (behind <= 1.15), count + 1
-        times = "  ".join(f"{order} {measured[order] * 1e6:>8.0f}" for order in ORDERS)
-        print(f"{name:28}{times} µs   predicted/measured {ratio:.2f}   behind the fastest {behind:.2f}", flush=True)
-    print(f"predicted within a factor 2: {near} of {count}; chosen within 15 % of the fastest: {fast} of {count}")
+    use_clock(given.clock)
+    if given.calibrate:
+        for dtype in (torch.float32, torch.float64):
+            print(pullback.calibrate(dtype=dtype))
+    print(f"{environment()}, {given.clock} clock")
+    groups = {
+        "tasks": list(tasks(given.task or ["*"], given.backend)),
+        "random programs": [random_program(seed, given.backend) for seed in range(given.random)],
+    }
+    found = {name: [report(program) for program in programs] for name, programs in groups.items()}
+    holds = [conclude(name, results) for name, results in found.items() if results]
+    return int(not all(holds))
+
+
+def report(program: Program) -> Found:
+    """Measure one, and print it."""
+    found = measure(program)
+    ratio = f"{found.predicted * 1e6:>11.1f} µs / {found.measured * 1e6:>11.1f} µs = {found.ratio:.2f}"
+    marks = "" if found.is_near and found.is_fast else "   <--"
+    print(f"{program.name:36}{found.order:>9}{ratio}   behind {found.behind:.2f}{marks}", flush=True)
+    return found
+
+
+def conclude(name: str, results: list[Found]) -> bool:
+    """Print how many hold."""
+    near, fast = sum(one.is_near for one in results), sum(one.is_fast for one in results)
+    print(f"{name}: predicted within a factor 2: {near} of {len(results)}; chosen within 15 % of the fastest: {fast}")
+    return near >= 0.8 * len(results) and fast == len(results)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
