@@ -9,6 +9,7 @@ from typing import Any
 from comparison import OURS, Cell, Row
 from harness import Estimate
 from rich.table import Table
+from targets import verdicts
 
 COLUMNS = ("", "a call", "× ours (95 %)", "first call", "how", "error")
 UNITS = ((1, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
@@ -76,7 +77,9 @@ def markdown(rows: Sequence[Row], names: Sequence[str], heading: Sequence[str]) 
     full = [_markdown_row(["task", *COLUMNS]), "|---|---|---:|---:|---:|---|---:|"]
     full += [_markdown_row([row.task, *line]) for row in rows for line in lines_of(row, names)]
     title = ["# Derivatives against peers", "", *heading, ""]
-    return "\n".join([*title, "## At a glance", "", *glance, "", "## Every figure", "", *full, ""])
+    shown = [f"- {verdict}" for verdict in verdicts(rows)]
+    sections = {"At a glance": glance, "Every figure": full, "Targets": shown}
+    return "\n".join([*title, *(line for name, lines in sections.items() for line in (f"## {name}", "", *lines, ""))])
 
 
 def per_call_or_nothing(cell: Cell) -> str:

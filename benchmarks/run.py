@@ -21,6 +21,7 @@ from peers.client import ENVIRONMENTS, PEERS
 from report import console_table, save
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from targets import verdicts
 from tasks.catalogue import TASKS
 
 RESULTS = Path(__file__).parent / "results.md"
@@ -92,6 +93,8 @@ def main() -> int:
     settings = f"{pairs} pairs, {given.clock} clock" + (", a quick look and no measurement" if given.quick else "")
     rows = measure(given, names, settings, console)
     console.print(console_table(rows, names))
+    for verdict in verdicts(rows):
+        console.print(str(verdict), style="" if verdict.holds else "bold", highlight=False)
     console.print(f"{harness.environment()}; {settings}; written to {given.out}")
     return int(any(cell.problem for row in rows for name, cell in row.cells.items() if name == "pullback"))
 

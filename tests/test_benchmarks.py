@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import ModuleType
 
@@ -70,7 +71,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     before = set(sys.modules)
     yield importlib.import_module
     for name in set(sys.modules) - before:
-        if name.split(".")[0] in {"harness", "comparison", "report", "run", "setup_peers", "peers", "tasks"}:
+        if name.split(".")[0] in {"harness", "comparison", "report", "targets", "run", "setup_peers", "peers", "tasks"}:
             del sys.modules[name]
 
 
@@ -134,6 +135,29 @@ def test_a_peer_that_is_not_there_is_a_cell_with_its_message(table: object, monk
         ["pullback", "3 µs", "", "500 ms", "jacobian", ""],
         ["JAX", "", "", "", "no", ""],
     ]
+
+
+def test_targets_compare_with_the_quickest_peer(table: object) -> None:
+    comparison: ModuleType = table("comparison")  # type: ignore[operator]
+    targets: ModuleType = table("targets")  # type: ignore[operator]
+    harness: ModuleType = table("harness")  # type: ignore[operator]
+
+    def cell(ratio: float) -> object:
+        estimate = harness.Estimate(ratio, ratio, ratio)
+        return comparison.Cell("way", 0.1, 1e-6, estimate, estimate)
+
+    cells = {
+        "pullback": cell(1.0),
+        "JAX": cell(3.0),
+        "CasADi kernel": cell(1.5),
+        "torch.func": comparison.Cell(problem="no"),
+    }
+    found = targets.verdicts([comparison.Row("robot arm ×512", cells)])
+    assert [(verdict.value, verdict.limit, verdict.holds) for verdict in found] == [(1.5, 2, False)]
+    assert "CasADi kernel / ours" in found[0].name
+    names = set(table("tasks.catalogue").TASKS)  # type: ignore[operator]
+    for target in targets.TARGETS:
+        assert all(any(fnmatchcase(name, pattern) for name in names) for pattern in target.tasks)
 
 
 def test_other_results_are_not_taken_for_right_ones(table: object) -> None:

@@ -89,7 +89,7 @@ def _tasks() -> Iterator[Task]:
     yield Task(
         "(x**2).sum(-1)",
         networks.squares,
-        lambda random: (random.standard_normal((4000, 4000)),),
+        lambda random: (random.random((4000, 4000)),),
         batched=True,
         limit="squares",
     )
