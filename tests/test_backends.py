@@ -50,6 +50,24 @@ def test_building_is_weighed_against_the_calls_that_are_expected(offering: Calla
     assert f"back end                     quick ({many.reason})" in str(many)
 
 
+def test_an_order_is_chosen_by_what_its_back_end_takes(offering: Callable[..., None]) -> None:
+    def several(x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([x.sin().sum(), x.cos().prod(), x.exp().sum()])
+
+    x = torch.ones(3)
+    python = pullback.jacobian(several, backend="python").plan(x)
+    offering(offer=lambda graph, model: Offer(float(len(graph.nodes)), 0.0))
+    longer = {
+        name: one.seconds for name, one in pullback.jacobian(several, backend="quick").plan(x).predictions.items()
+    }
+    assert all(seconds == int(seconds) for seconds in longer.values())
+    offering(offer=lambda graph, model: Offer(1e-9 / len(graph.nodes), 0.0))
+    plan = pullback.jacobian(several).plan(x)
+    assert plan.backend == "quick"
+    assert plan.order.name == max(longer, key=longer.__getitem__)
+    assert plan.seconds < 1e-9 < python.seconds
+
+
 def test_the_number_of_calls_matters_only_where_something_is_weighed() -> None:
     assert pullback.grad(wave, backend="python", expected_calls=5).backend == "python"
     assert pullback.grad(wave, expected_calls=1000).backend == pullback.grad(wave).backend == "auto"

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from .compilation import OrderName, Task, compile_derivative, jvp_task, merged_tasks, split_program, vjp_task
+from .compilation import OrderName, Task, compile_derivative, jvp_task, merged_tasks, vjp_task
 from .dtypes import torch_dtype
 from .emit.python import emit_python
+from .emit.splitting import split_program
 from .errors import ArgumentError
 from .graph import Graph, Value, live_nodes
 from .stages import Search

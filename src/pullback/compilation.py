@@ -18,11 +18,11 @@ from typing import Any
 from .calibration import model_for
 from .cost import CostModel, multiplications
 from .emit.aliases import own_memory
-from .emit.backends import Auto, emit
+from .emit.backends import Auto, Choice, choose, emit
 from .emit.fx import to_graph_module
 from .emit.horizontal import contract_horizontally
 from .emit.lowering import lower
-from .emit.prediction import peak_bytes, predicted_seconds
+from .emit.prediction import peak_bytes
 from .emit.program import Program
 from .emit.schedule import schedule
 from .errors import ArgumentError
@@ -92,6 +92,7 @@ class Compiled:
 class _Candidate:
     order: Order
     lowered: Graph
+    backend: Choice
     prediction: Prediction
     edge_products: int
 
@@ -127,10 +128,10 @@ def compile_derivative(
     task = replace(task, graph=linear.graph, gauge=gauge)
     model = model_for(task.graph.inputs)
     orders = _orders_to_try(linear, Search() if order == "auto" else order, model)
-    candidates = [_accumulated(task, linear, one, fuse=fuse, plain=plain, model=model) for one in orders]
+    candidates = [_accumulated(task, linear, one, backend, fuse=fuse, plain=plain, model=model) for one in orders]
     best = min(candidates, key=lambda c: (c.prediction.seconds, c.prediction.multiplications))  # else the first
     predictions = {c.order.name: c.prediction for c in candidates}
-    program = emit(best.lowered, name, plain=plain, backend=backend, model=model)
+    program = emit(best.lowered, name, plain=plain, backend=best.backend)
     bound = proved_bound(linear, min(one.multiplications for one in predictions.values()))
     return Compiled(program, best.order, predictions, bound, model.source, count_paths(linear), best.edge_products)
 
@@ -185,7 +186,7 @@ def _orders_to_try(linear: LinearGraph, order: OrderName, model: CostModel) -> l
 
 
 def _accumulated(
-    task: Task, linear: LinearGraph, order: Order, *, fuse: bool, plain: bool, model: CostModel
+    task: Task, linear: LinearGraph, order: Order, backend: str | Auto, *, fuse: bool, plain: bool, model: CostModel
 ) -> _Candidate:
     """The program of one order, and what it is predicted to take."""
     builder = builder_for(task.graph)
@@ -198,8 +199,9 @@ def _accumulated(
     derived = Graph(task.graph.inputs, nodes, outputs, mutations)
     derived.check()
     lowered = _lowered(derived, len(task.pairs), plain, model)
-    prediction = Prediction(multiplications(derived_nodes), predicted_seconds(lowered, model), peak_bytes(lowered))
-    return _Candidate(order, lowered, prediction, found.edge_products)
+    choice = choose(lowered, backend, plain=plain, model=model)
+    prediction = Prediction(multiplications(derived_nodes), choice.seconds, peak_bytes(lowered))
+    return _Candidate(order, lowered, choice, prediction, found.edge_products)
 
 
 def _lowered(graph: Graph, count: int, plain: bool, model: CostModel) -> Graph:
@@ -360,27 +362,6 @@ def _output(graph: Graph, number: int, like: Value) -> Value:
 
 def _trivial(axes: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
     return tuple(Axis(0) if n == 1 else i for i, n in zip(axes, shape, strict=True))
-
-
-def split_program(graph: Graph, late: int, derivatives: int) -> tuple[Graph, Graph]:
-    """Cut a lowered graph in two: what can be computed before its last `late` inputs are known, and the rest.
-
-    The graph returns its derivatives first and then the function's outputs.  The first program returns those outputs
-    and, behind them, the values that the second one takes ahead of the late inputs; the second returns the derivatives.
-    """
-    early_inputs, late_inputs = graph.inputs[: len(graph.inputs) - late], graph.inputs[len(graph.inputs) - late :]
-    early, first, second = set(early_inputs), [], []
-    for node in graph.nodes:
-        if all(v in early for v in node.inputs):
-            early.update(node.results)
-            first.append(node)
-        else:
-            second.append(node)
-    wanted = graph.outputs[:derivatives]
-    kept = tuple(dict.fromkeys(v for v in values_in(([n.inputs for n in second], wanted)) if v in early))
-    forward = Graph(early_inputs, tuple(first), (*graph.outputs[derivatives:], *kept), graph.mutations)
-    backward = Graph((*kept, *late_inputs), tuple(second), wanted)
-    return forward, own_memory(backward, derivatives)  # else a caller could write into what is kept
 
 
 def differentiated_values(graph: Graph, sources: Sequence[Value], targets: Sequence[Value]) -> frozenset[Value]:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from .bridge import Level, as_node, is_bare, refuse_regions, requires_grad
-from .compilation import Task, compile_derivative, compile_function, jvp_task, split_program, vjp_task
+from .compilation import Task, compile_derivative, compile_function, jvp_task, vjp_task
 from .derivatives import CapturedCall, Executable
 from .dtypes import device_name, torch_dtype
 from .emit.python import emit_python
+from .emit.splitting import split_program
 from .errors import ArgumentError, ShapeError
 from .graph import Graph, Value
 from .guards import describe as describe_any

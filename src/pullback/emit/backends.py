@@ -55,29 +55,73 @@ def check_backend(backend: object) -> None:
         raise ArgumentError(f"backend={backend!r}: {known} exist so far")
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A back end for one graph.
+
+    name, reason: which one, and why.
+    seconds: what it promises that a call takes.
+    is_asked_for: whether it was named, and no other may stand in for it.
+    """
+
+    name: str
+    reason: str
+    seconds: float
+    is_asked_for: bool = False
+
+
+def choose(graph: Graph, backend: str | Auto, *, plain: bool, model: CostModel) -> Choice:
+    """The back end for a lowered graph.
+
+    Arguments:
+        backend: a name, or `Auto`: the one with which all expected calls take the least time, building included.
+        plain: as of `emit_python`; what is not plain is part of another program, and Python.
+        model: what operators take.
+    """
+    if not plain:
+        return Choice(DEFAULT, "it becomes part of another program", predicted_seconds(graph, model))
+    if isinstance(backend, str) and backend != "auto":
+        return Choice(backend, "asked for", _promised(graph, backend, model), not BACKENDS[backend].gives_way)
+    calls = backend.calls if isinstance(backend, Auto) else CALLS
+    offers, reasons = _offers(graph, model)
+    total = {name: one.build + calls * one.seconds for name, one in offers.items()}
+    best = min(total, key=total.__getitem__)
+    for name in offers.keys() - {best}:
+        reasons[name] = f"{calls:,} calls take {total[best]:.2g} s, with {name} {total[name]:.2g} s, building included"
+    return Choice(best, "; ".join(reasons.values()) or "the only one", offers[best].seconds)
+
+
+def _promised(graph: Graph, name: str, model: CostModel) -> float:
+    """Seconds of a call with one back end; those of Python where it promises nothing."""
+    offer = BACKENDS[name].offer or _offer_of_python
+    try:
+        return offer(graph, model).seconds
+    except Declined:
+        return predicted_seconds(graph, model)
+
+
 def emit(
     graph: Graph,
     name: str,
     *,
     plain: bool,
-    backend: str | Auto = "auto",
+    backend: str | Auto | Choice = "auto",
     returned: Mapping[int, Value] | None = None,
-    model: CostModel | None = None,
 ) -> Program:
     """The program of a lowered graph.
 
     Arguments:
         graph, name, plain, returned: as of `emit_python`.
-        backend: a name, or `Auto`: the one with which all expected calls take the least time, building included.
-        model: what operators take; the shipped figures, if nothing is said.
+        backend: as of `choose`, or what it has chosen.
 
     Raises NativeError: the back end that is asked for by name cannot make this program.
     """
-    chosen, reason = _chosen(graph, backend, model) if plain else (DEFAULT, "it becomes part of another program")
+    given = backend if isinstance(backend, Choice) else choose(graph, backend, plain=plain, model=_shipped(graph))
+    chosen, reason = given.name, given.reason
     try:
         program = BACKENDS[chosen].emit(graph, name, plain=plain, returned=returned)
     except (NativeError, Declined) as error:
-        if chosen == backend and not BACKENDS[chosen].gives_way:
+        if given.is_asked_for:
             raise
         if isinstance(error, NativeError):
             _warn(f"the back end {chosen!r} fails, and programs run on {DEFAULT!r}: {error}")
@@ -92,19 +136,6 @@ def _warn(problem: str) -> None:
     """Tell a user once in a process."""
     LOG.warning(problem)
     warnings.warn(problem, RuntimeWarning, stacklevel=2)
-
-
-def _chosen(graph: Graph, backend: str | Auto, model: CostModel | None) -> tuple[str, str]:
-    """The name of a back end, and why it was chosen."""
-    if isinstance(backend, str) and backend != "auto":
-        return backend, "asked for"
-    calls = backend.calls if isinstance(backend, Auto) else CALLS
-    offers, reasons = _offers(graph, model or _shipped(graph))
-    total = {name: one.build + calls * one.seconds for name, one in offers.items()}
-    best = min(total, key=total.__getitem__)
-    for name in offers.keys() - {best}:
-        reasons[name] = f"{calls:,} calls take {total[best]:.2g} s, with {name} {total[name]:.2g} s, building included"
-    return best, "; ".join(reasons.values()) or "the only one"
 
 
 def _offers(graph: Graph, model: CostModel) -> tuple[dict[str, Offer], dict[str, str]]:
