@@ -201,7 +201,11 @@ def test_intermediate_results_are_never_read_before_they_are_written() -> None:
     """Scratch memory full of NaN, between calls too."""
     graph, tensors = random_graph(3)
     program = emit_loops(graph, plain=True)
+    program.check()
     expected = emit_python(graph, plain=False).run(*tensors)
+    pasted: dict[str, Any] = {}
+    exec(program.code, pasted)
+    assert all(torch.equal(a, b) for a, b in zip(pasted["program"](*tensors), program.run(*tensors), strict=True))
     pool = program.run.__globals__.get("pool", [])
     for _ in range(3):
         found = program.run(*tensors)

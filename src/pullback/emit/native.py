@@ -24,7 +24,7 @@ from ..native.expansion import Expansion, expand, packed
 from ..native.prediction import predicted_build, predicted_seconds
 from ..native.source import Source, write
 from .aliases import memory_roots
-from .loops import emit_loops
+from .loops import emit_loops, offer_of_loops
 from .namespace import without_cycles
 from .offers import Declined, Offer
 from .program import Program
@@ -44,8 +44,8 @@ def offer_of_native(graph: Graph, model: CostModel) -> Offer:
         raise Declined("there is no C compiler")
     try:
         expansion = _EXPANDED[graph] = _expanded(graph, {})
-    except NotScalar as error:
-        raise Declined(str(error)) from None
+    except NotScalar:
+        return offer_of_loops(graph, model)
     return Offer(predicted_seconds(expansion), predicted_build(expansion))
 
 

@@ -30,10 +30,11 @@ class Program:
         """Raise GraphError unless the text reads only what it has computed and not yet forgotten."""
         self.graph.check()
         module = ast.parse(self.code)
-        function = next(s for s in module.body if isinstance(s, ast.FunctionDef))
-        known = {name for s in module.body for name in _bound_names(s)} | {a.arg for a in function.args.args}
-        for statement in function.body:
-            _check_statement(statement, known)
+        bound = {"IndexError", *(name for s in module.body for name in _bound_names(s))}
+        for function in (s for s in module.body if isinstance(s, ast.FunctionDef)):
+            known = bound | {a.arg for a in function.args.args}
+            for statement in function.body:
+                _check_statement(statement, known)
 
     def __str__(self) -> str:
         return self.code
@@ -42,6 +43,8 @@ class Program:
 def _bound_names(statement: ast.stmt) -> Iterator[str]:
     if isinstance(statement, (ast.Import, ast.ImportFrom)):
         yield from (alias.asname or alias.name for alias in statement.names)
+    elif isinstance(statement, ast.FunctionDef):
+        yield statement.name
     elif isinstance(statement, ast.Assign):
         yield from (t.id for t in statement.targets if isinstance(t, ast.Name))
 

@@ -8,6 +8,7 @@ from ..graph import Graph
 from .elements import BYTES, C_TYPES, Buffer
 from .nests import Nest, Reduction, join_nests, without_dead_stores
 from .products import Product, blas_call, product_call
+from .timing import predicted_build, predicted_seconds
 from .translation import Kernels, translated
 from .writing import Call, nest_call, prelude, reduction_call
 
@@ -22,14 +23,16 @@ class NestFunction:
     name: of the function.
     scratch: how many bytes it needs beside its inputs and outputs.
     libraries: the functions of BLAS that it calls, as dtypes, in order.
-    distinct: how many different kernels there are, which is what its compilation takes time for.
+    seconds: what a call is predicted to take.
+    build: what it is predicted to take until it can be called.
     """
 
     source: str
     name: str
     scratch: int
     libraries: tuple[str, ...]
-    distinct: int
+    seconds: float
+    build: float
 
 
 def nest_function(graph: Graph, name: str, vector_math: bool) -> NestFunction:
@@ -49,7 +52,8 @@ def nest_function(graph: Graph, name: str, vector_math: bool) -> NestFunction:
     functions = [text.replace("NAME", own, 1) for text, own in texts.items()]
     head = prelude(functions, vector_math)
     source = "\n".join([head, *functions, f"void {name}({parameters}) {{", *body, "}", ""])
-    return NestFunction(source, name, scratch, tuple(_DTYPES[one] for one in libraries), len(texts))
+    predicted = predicted_seconds(kernels, len(state.outputs)), predicted_build(len(texts))
+    return NestFunction(source, name, scratch, tuple(_DTYPES[one] for one in libraries), *predicted)
 
 
 _DTYPES = {f"gemm_{kind}": dtype for dtype, kind in C_TYPES.items()}
