@@ -267,6 +267,17 @@ def test_a_tangent_that_is_left_out_is_left_out_even_if_it_is_not_finite() -> No
     assert pullback.jvp(f, (x,), (torch.ones(2),))[1].tolist() == [0.0, 1.0]
 
 
+def test_a_mask_that_no_factor_covers_is_a_choice_as_well() -> None:
+    """The mean over masked entries alone is 0 / 0, and what it depends on is chosen away afterwards."""
+    x, mask = torch.arange(12.0).reshape(3, 2, 1, 2), torch.tensor([[[[True, True]], [[False, True]]]])
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return torch.where(mask, torch.masked.mean(x, dim=0, mask=mask, keepdim=True), 0.0).sum()
+
+    assert torch.allclose(pullback.grad(f)(x), mask.expand(3, 2, 1, 2) / 3)
+    assert torch.allclose(pullback.jvp(f, (x,), (torch.ones_like(x),))[1], torch.tensor(3.0))
+
+
 def test_the_tangent_of_a_gather_from_a_flattened_tensor_stays_a_tangent() -> None:
     x, index = torch.randn(2, 3, 4, 5), torch.randint(60, (2, 7))
 

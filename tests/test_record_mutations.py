@@ -278,6 +278,28 @@ def run_program(steps: list[tuple[str, int, int]], x: Tensor, y: Tensor) -> Tens
     return sum((t.cos().sum() for t in pool), x.sum())  # type: ignore[return-value]
 
 
+def test_slopes_that_are_drawn_into_a_given_tensor() -> None:
+    def f(x: Tensor, noise: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        y = torch.ops.aten.rrelu_with_noise(x, drawn, 0.1, 0.4, True)
+        return (y * noise * drawn.detach()).sum()
+
+    drawn = torch.zeros(3, 4, dtype=torch.float64)
+    check(f, *leaves((3, 4), (3, 4)))
+    assert drawn.ne(0).all()
+
+
+def test_statistics_are_updated_beside_a_normalisation() -> None:
+    mean, variance = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+
+    def f(x: Tensor, weight: Tensor) -> Tensor:
+        normalised = torch.ops.aten._batch_norm_with_update(x, weight, None, mean, variance, 0.1, 1e-5)[0]
+        return (normalised**3).sum()
+
+    check(f, *leaves((3, 4), (4,)))
+    assert mean.ne(0).all()
+
+
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(programs())
 def test_random_programs(steps: list[tuple[str, int, int]]) -> None:

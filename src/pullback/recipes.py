@@ -64,9 +64,10 @@ _DRAWS = frozenset(
 _STEPS = "ceil.default floor.default round.default round.decimals trunc.default fix.default sign.default sgn.default"
 _FLAT = frozenset(f"aten.{op}" for op in _STEPS.split())
 # Under the names that capture has for them: it sees batch normalisation after PyTorch has said what it writes into.
-_RENAMED: Mapping[str, str] = {
-    "aten.native_batch_norm.default": "aten._native_batch_norm_legit_functional.default",
-    "aten._native_batch_norm_legit.default": "aten._native_batch_norm_legit_functional.default",
+_RENAMED: Mapping[str, tuple[str, int]] = {  # and with how many results
+    "aten.native_batch_norm.default": ("aten._native_batch_norm_legit_functional.default", 5),
+    "aten._native_batch_norm_legit.default": ("aten._native_batch_norm_legit_functional.default", 5),
+    "aten._batch_norm_with_update.default": ("aten._batch_norm_with_update_functional.default", 6),
 }
 
 
@@ -86,14 +87,14 @@ def _make(op: Any) -> Recipe:
     name = str(op)
     renamed = _RENAMED.get(name)
     if renamed is not None:
-        return Recipe(op, Kind.NODE, renamed, next(_numbers), results=5)
+        return Recipe(op, Kind.NODE, renamed[0], next(_numbers), results=renamed[1])
     if name in _FLAT:
         return Recipe(op, Kind.NODE, name, next(_numbers))
     if name in NONDIFFERENTIABLE or op.namespace in ("prim", "profiler"):
         return Recipe(op, Kind.CONSTANT, name, next(_numbers))
     if has_own_derivative(op):
         return Recipe(op, Kind.OWN, name, next(_numbers))
-    if schema(op).is_mutable:
+    if schema(op).is_mutable and op not in BODIES:
         return Recipe(op, Kind.WRITE, name, next(_numbers), written=written_arguments(op))
     if name in RULES:
         kind = Kind.VIEW if _is_view(op) else Kind.NODE
@@ -139,4 +140,14 @@ def _broadcast(x: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
     return x.expand(shape), [mask.expand(shape)]
 
 
-BODIES: Mapping[Any, Callable[..., Any]] = {torch.ops.aten.masked_select.default: _masked_select}
+def _rrelu_with_noise(x: Tensor, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The slopes that were drawn are a result, and then written where the caller wants them."""
+    y, drawn = torch.ops.aten.rrelu_with_noise_functional(x, noise, *args, **kwargs)
+    noise.copy_(drawn.detach())
+    return y  # type: ignore[no-any-return]
+
+
+BODIES: Mapping[Any, Callable[..., Any]] = {
+    torch.ops.aten.masked_select.default: _masked_select,
+    torch.ops.aten.rrelu_with_noise.default: _rrelu_with_noise,
+}

@@ -33,11 +33,14 @@ def lower_contraction(expression: Contraction, dtype: str, tensors: Tensors) -> 
     numbers = [o for o in operands if o.value.dtype != "bool"]
     wanted = expression.labels
     masks, numbers = _scanned(masks, numbers, wanted, tensors)
-    masks, numbers = _apply_masks(masks, numbers, tensors)
+    late = [m for m in masks if numbers and set(m.labels) <= set(wanted) and not _covering(m, numbers)]
+    masks, numbers = _apply_masks([m for m in masks if m not in late], numbers, tensors)
     if not numbers:
         return tensors.reshape(_constant(expression, masks, dtype, tensors), expression.shape)
     numbers = _scaled(numbers, expression.scale, wanted, tensors)
     result = _multiply_all(numbers, set(wanted), wanted, tensors)
+    for mask in late:
+        result = _choose(mask, result, wanted, tensors)
     return tensors.cast(tensors.reshape(arrange(result, wanted, tensors), expression.shape), dtype)
 
 
@@ -131,7 +134,7 @@ def _apply_masks(
     if not numbers:
         return masks, numbers
     for mask in masks:
-        covering = [k for k, n in enumerate(numbers) if set(mask.labels) <= set(n.labels)]
+        covering = _covering(mask, numbers)
         if not covering:
             dtype = numbers[0].value.dtype
             numbers = [*numbers, Labelled(tensors.masked(mask.value, 1.0, dtype), mask.labels)]
@@ -141,6 +144,18 @@ def _apply_masks(
         chosen = tensors.masked(align(mask, target.labels, tensors), target.value, target.value.dtype)
         numbers = [*numbers[:best], Labelled(chosen, target.labels), *numbers[best + 1 :]]
     return [], numbers
+
+
+def _covering(mask: Labelled, numbers: Sequence[Labelled]) -> list[int]:
+    """Which factors have all labels of a mask."""
+    return [k for k, n in enumerate(numbers) if set(mask.labels) <= set(n.labels)]
+
+
+def _choose(mask: Labelled, product: Labelled, wanted: Sequence[Label], tensors: Tensors) -> Labelled:
+    """A product where a mask holds: as a factor, the mask would not rid it of what is not a number elsewhere."""
+    order = tuple(_in_order({*mask.labels, *product.labels}, wanted))
+    value = align(product, order, tensors)
+    return Labelled(tensors.masked(align(mask, order, tensors), value, value.dtype), order)
 
 
 def _scanned(

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import torch
@@ -22,9 +22,13 @@ DIFFERENCES = 1e-4  # the same, for difference quotients
 
 # Where PyTorch's number is good to fewer digits; at most 15 rows, each with its reason.
 LOOSER: dict[str, tuple[float, str]] = {
-    "cov": (1e-5, "some of its samples have weights in single precision"),
-    "corrcoef": (1e-5, "made of `cov`"),
-    "logcumsumexp": (1e-4, "PyTorch's forward mode loses digits where entries differ by 10,000"),
+    "cov": (1e-4, "some of its samples have weights in single precision"),
+    "corrcoef": (1e-4, "made of `cov`"),
+    "svd_lowrank": (
+        1e-6,
+        "PyTorch's second derivative errs in the eighth digit; ours agrees with differences of order 8",
+    ),
+    "pca_lowrank": (1e-6, "made of `svd_lowrank`"),
 }
 
 # Where PyTorch's number is not the derivative: wherever ours differs, difference quotients decide.
@@ -34,13 +38,15 @@ DISPUTED: dict[str, str] = {
     "as_strided_scatter": "its backward gives the operand the cotangent of the places that are overwritten",
     "cholesky_inverse": "its forward mode loses most digits where a matrix is close to singular",
     "nn.functional.ctc_loss": "its backward is that of `log_softmax` and the loss together",
+    "logcumsumexp": "its forward mode loses digits where entries differ by 10,000, and is NaN for complex ones",
     "masked.logaddexp": "its second derivative is NaN where both operands are masked",
     "nn.functional.linear_cross_entropy.chunked": "its second derivative is zero",
     "nn.functional.linear_cross_entropy.chunked_none": "its second derivative is zero",
 }
 
-# Where no difference quotient can tell anything: PyTorch's derivative is a convention.
+# Where no difference quotient can tell anything: PyTorch's derivative is a convention, or (if it is NaN) there is none.
 CONVENTIONS: dict[str, str] = {
+    "linalg.norm.subgradients_at_zero": "the derivative is zero at zero, and that is constant, where PyTorch's is NaN",
     "normal": "a draw is a constant",
     "normal.number_mean": "a draw is a constant",
     "nn.functional.hinge_embedding_loss": "a target that is not exactly 1 or −1 is neither",
@@ -98,6 +104,8 @@ def examine(name: str, dtype: torch.dtype, limit: int | None = None) -> Row:
             vacuous += 1
             continue
         theirs = reference.expected(example)
+        if name in CONVENTIONS and theirs.twice is not None and any(t.isnan().any() for t in theirs.twice):
+            theirs = replace(theirs, twice=None)
         outcomes = compare(example, theirs, tolerance, disputed=name in DISPUTED)
         if not confirmed and outcomes[1].status == Status.PASSED and is_double(theirs):
             confirmed = bool(confirmed) | agrees_with_differences(example, theirs)

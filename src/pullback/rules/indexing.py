@@ -33,6 +33,11 @@ def gathered(x: Symbol, dim: int, index: Symbol, *_: Any, **__: Any) -> Image:
     return out, replaced(own, axis(dim, x.rank), Lookup(index.value, out))
 
 
+def _gathered(x: Symbol, dim: int, index: Symbol, *_: Any, **__: Any) -> Image | list[Image]:
+    """As `gathered`; an index without entries may be of any shape."""
+    return gathered(x, dim, index) if index.size else []
+
+
 def index_selected(x: Symbol, dim: int, index: Symbol) -> Image:
     """Whole slices of an axis, in the order of a vector of positions."""
     if x.rank == 0:
@@ -125,8 +130,9 @@ READING: dict[str, Rule] = {
             Sample(X, 0, I(4, 2, bound=2)),
             Sample(T(3), -1, I(2, bound=3)),
             Sample(T(), 0, I(bound=1)),
+            Sample(T(3), 0, I(2, 0, bound=3)),
         ),
-        map=gathered,
+        map=_gathered,
     ),
     "aten.index_select.default": IndexMap(
         (Sample(X, 1, I(4, bound=3)), Sample(CUBE, -3, I(2, bound=2)), Sample(X, 0, I(bound=2))), map=index_selected
