@@ -144,7 +144,7 @@ def _rrelu_with_noise(x: Tensor, noise: Tensor, *args: Any, **kwargs: Any) -> Te
     """The slopes that were drawn are a result, and then written where the caller wants them."""
     y, drawn = torch.ops.aten.rrelu_with_noise_functional(x, noise, *args, **kwargs)
     noise.copy_(drawn.detach())
-    return y  # type: ignore[no-any-return]
+    return y
 
 
 BODIES: Mapping[Any, Callable[..., Any]] = {
