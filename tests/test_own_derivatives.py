@@ -428,3 +428,87 @@ def test_results_share_no_memory_with_arguments() -> None:
     gradient = pullback.grad(lambda x: Identity.apply(x, w).sum())(X)
     gradient.zero_()
     torch.testing.assert_close(w, X)
+
+
+# ---------------------------------------------------------------- complex numbers
+
+
+class Spiral(Function):
+    """Of complex numbers and a real result beside; saves its arguments, and asks which of them need a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(z, w)
+        return z * z.conj() * w, (z * w).real
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        assert ctx.needs_input_grad == (True, True)
+        z, w = ctx.saved_tensors
+        return g * z * w.conj() + g.conj() * z * w + h * w.conj(), g * (z * z.conj()) + h * z.conj()
+
+
+class ComplexExponential(Function):
+    """Saves its result."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        y = z.exp()
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return g * y.conj()
+
+
+@torch.library.custom_op("pullback_tests::turned", mutates_args=())
+def turned(z: Tensor) -> Tensor:
+    return z * 1j
+
+
+@turned.register_fake
+def _(z: Tensor) -> Tensor:
+    return torch.empty_like(z)
+
+
+turned.register_autograd(lambda ctx, g: g * -1j)
+
+Z, V, U = (torch.complex(*torch.randn(2, 3, dtype=torch.float64)) for _ in range(3))
+
+
+def spirals(z: Tensor, w: Tensor) -> Tensor:
+    y, r = Spiral.apply(ComplexExponential.apply(z).conj(), torch.ops.pullback_tests.turned(w))
+    return (y * U).real.sum() + (r**3).sum()
+
+
+def spirals_in_plain_code(z: Tensor, w: Tensor) -> Tensor:
+    y = z.exp().conj()
+    return (y * y.conj() * (w * 1j) * U).real.sum() + ((y * (w * 1j)).real ** 3).sum()
+
+
+def test_functions_of_complex_numbers_traced() -> None:
+    ours, theirs = (pullback.hvp(f, (Z, V), (V, U)) for f in (spirals, spirals_in_plain_code))
+    torch.testing.assert_close(ours, theirs)
+    with reference():
+        expected = torch.func.grad(spirals_in_plain_code, (0, 1))(Z, V)
+    torch.testing.assert_close(ours[0], expected)
+    pushed = [pullback.jvp(f, (Z, V), (V, U))[1] for f in (spirals, spirals_in_plain_code)]
+    torch.testing.assert_close(*pushed)
+    assert verify(pullback.grad(spirals, (0, 1)), Z, V).passed
+
+
+def recorded_twice(f: Callable[..., Tensor]) -> list[Tensor]:
+    z, w = (t.clone().requires_grad_() for t in (Z, V))
+    with pullback.record() as outer:
+        with pullback.record() as inner:
+            value = f(z, w)
+        found = inner.grad(value, [z, w])
+        along = sum((g * U).real.sum() + (g.abs() ** 2).sum() for g in found)
+    return [*(g.detach() for g in found), *outer.grad(along, [z, w])]
+
+
+def test_functions_of_complex_numbers_recorded() -> None:
+    for _ in range(3):
+        torch.testing.assert_close(recorded_twice(spirals), recorded_twice(spirals_in_plain_code))

@@ -21,7 +21,7 @@ from .provenance import describe
 from .recipes import Kind, Recipe
 from .scribe import Scribe, refuse
 from .torch_private import count_writes
-from .user_functions import Call, call_function, call_operator, cotangents_of
+from .user_functions import Call, call_function, call_operator, cotangents_of, is_continuous
 
 RECIPE = Recipe(None, Kind.NODE, FUNCTION, -1)
 
@@ -76,7 +76,7 @@ def record_function(scribes: Sequence[Scribe], cls: Any, args: Any, kwargs: Any)
         raise refuse(f"the block calls {cls.__qualname__}, a torch.autograd.Function, under vmap", "Write a loop.")
 
     def needs(argument: Any) -> bool:
-        return _is_floating(argument) and any(scribe.slot_of(argument) is not None for scribe in scribes)
+        return is_continuous(argument) and any(scribe.slot_of(argument) is not None for scribe in scribes)
 
     with unseen(scribes):
         call = call_function(cls, args, kwargs, needs)
@@ -122,7 +122,3 @@ def _write(scribe: Scribe, call: Call) -> None:
     outputs = [scribe.bind(call.results[k]) for k in call.differentiable]
     step = scribe.step(RECIPE, (refs,), (), outputs)
     step.backward = Backward(call, saved, tuple(map(count_writes, saved)), operands)
-
-
-def _is_floating(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()

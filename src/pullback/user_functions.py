@@ -8,7 +8,7 @@ Saved tensors are operands of `attach`, so that they have derivatives too: the b
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -108,12 +108,12 @@ class Call:
     def differentiable(self) -> list[int]:
         """The numbers of the results that have a derivative."""
         constant = set(map(id, self.context._constant))
-        return [k for k, r in enumerate(self.results) if _is_floating(r) and id(r) not in constant]
+        return [k for k, r in enumerate(self.results) if is_continuous(r) and id(r) not in constant]
 
     @property
     def inputs(self) -> list[Tensor]:
         """The arguments that may be differentiated."""
-        return [a for a in self.arguments if _is_floating(a)]
+        return [a for a in self.arguments if is_continuous(a)]
 
 
 def call_function(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any], needs: Callable[[Any], bool]) -> Call:
@@ -138,7 +138,7 @@ def call_operator(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result
     """A call of a user's operator with the derivative that `register_autograd` gave it."""
     definition = private.custom_operators[op._name.partition(".")[0]]
     arguments = tuple(_operator_arguments(op, args, kwargs))
-    context = Context(tuple(map(_is_floating, arguments)), str(op))
+    context = Context(tuple(map(is_continuous, arguments)), str(op))
     if definition._setup_context_fn is not None:
         definition._setup_context_fn(context, arguments, result)
     is_sequence = isinstance(result, (tuple, list))
@@ -153,7 +153,7 @@ def apply_function(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any], trac
         problem = f"f calls {cls.__qualname__}, a torch.autograd.Function, under vmap"
         raise refusal(problem, "Write a loop, or plain tensor code.")
     with torch.no_grad():
-        call = call_function(cls, args, kwargs, _is_floating)
+        call = call_function(cls, args, kwargs, is_continuous)
     return _attached(call, trace, capture).output
 
 
@@ -195,7 +195,8 @@ def _unwrapped(backward: Any) -> tuple[Callable[..., Any], bool]:
     return (backward.__wrapped__, True) if marked else (backward, False)
 
 
-def _is_floating(value: Any) -> bool:
+def is_continuous(value: Any) -> bool:
+    """Whether an argument or result is a tensor that may have a derivative."""
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
@@ -203,7 +204,7 @@ def _is_floating(value: Any) -> bool:
 
 
 def _attached(call: Call, trace: Trace, capture: Capture) -> Call:
-    """The same call; its results that have a derivative passed through `attach`."""
+    """The same call; its results that have a derivative passed through `attach`, complex ones as pairs of numbers."""
     numbers, inputs = call.differentiable, call.inputs
     if not numbers or not inputs:
         return call
@@ -211,8 +212,20 @@ def _attached(call: Call, trace: Trace, capture: Capture) -> Call:
     key = remember(own)
     trace.own_derivatives.append(key)
     values = [call.results[k] for k in numbers]
-    attached = iter(torch.ops.pullback.attach.default(values, inputs, saved, key))
-    return call.with_results(tuple(next(attached) if k in numbers else r for k, r in enumerate(call.results)))
+    attached = iter(torch.ops.pullback.attach.default(*map(_as_pairs, (values, inputs, saved)), key))
+    results = enumerate(call.results)
+    return call.with_results(tuple(_like(next(attached), r) if k in numbers else r for k, r in results))
+
+
+def _as_pairs(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Real numbers for complex ones, whose gradients are the pairs that PyTorch's gradients are made of."""
+    return [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors]
+
+
+def _like(given: Any, tensor: Tensor) -> Any:
+    """A complex tensor again where there was one."""
+    is_pair = isinstance(given, Tensor) and tensor.is_complex() and not given.is_complex()
+    return torch.view_as_complex(given.contiguous()) if is_pair else given
 
 
 def _captured_backward(call: Call, capture: Capture) -> tuple[OwnDerivative, list[Tensor]]:
@@ -221,15 +234,18 @@ def _captured_backward(call: Call, capture: Capture) -> tuple[OwnDerivative, lis
     values = [call.results[k] for k in call.differentiable]
 
     def backward(*tensors: Tensor) -> tuple[Any, ...]:
-        rest = iter(tensors[len(values) :])
+        own = [_like(t, like) for t, like in zip(tensors, (*values, *saved), strict=True)]
+        rest = iter(own[len(values) :])
         call.context._saved = tuple(next(rest) if isinstance(t, Tensor) else t for t in kept)
-        given = dict(zip(call.differentiable, tensors[: len(values)], strict=True))
-        return cotangents_of(call, given)
+        given = dict(zip(call.differentiable, own[: len(values)], strict=True))
+        found = cotangents_of(call, given)
+        return tuple(None if c is None else _as_pairs([c])[0] for c in found)
 
-    flat = [*values, *saved]
+    flat = _as_pairs([*values, *saved])
     names = [f"cotangent_{k}" for k in range(len(values))] + [f"saved_{k}" for k in range(len(saved))]
     _, spec = private.tree_flatten((tuple(flat), {}))
-    captured = capture(backward, [torch.empty_like(t) for t in values] + saved, spec, names=names)
+    examples = [torch.empty_like(t) for t in flat[: len(values)]] + flat[len(values) :]
+    captured = capture(backward, examples, spec, names=names)
     if captured.graph.mutations:
         raise refusal(f"the backward of {call.title} changes a tensor in place", "Compute a new tensor instead.")
     saved = [*saved, *captured.lifted]
@@ -246,7 +262,7 @@ def cotangents_of(call: Call, given: Mapping[int, Tensor]) -> tuple[Any, ...]:
     found = found if isinstance(found, tuple) else (found,)
     padded = [*found, *[None] * (len(call.arguments) - len(found))]
     pairs = zip(call.arguments, padded, strict=False)
-    return tuple(_fitted(c, a, call.title) for a, c in pairs if _is_floating(a))
+    return tuple(_fitted(c, a, call.title) for a, c in pairs if is_continuous(a))
 
 
 def _zeros(result: Any) -> Any:

@@ -43,7 +43,7 @@ def rule_of(node: Node) -> Rule:
 
 def holds_for_complex(op: str) -> bool:
     """Whether an operator's rule is known to hold for complex numbers: by its kind, or because it is on the list."""
-    if op in HOLD_FOR_COMPLEX or op in linalg.RULES or op in fourier.RULES or op in GAUGE:
+    if op in HOLD_FOR_COMPLEX or op in linalg.RULES or op in fourier.RULES or op in OWN or op in GAUGE:
         return True
     return isinstance(RULES.get(op), (IndexMap, Multilinear))
 
