@@ -183,6 +183,29 @@ def test_programs_are_cut_where_there_is_no_native_code() -> None:
     assert found[1].data_ptr() == found[2].data_ptr()  # views of one another, as the function has it
 
 
+def test_constants_in_any_layout() -> None:
+    """What a program does not compute at every call is a transposed view here; its name is one of Python's words."""
+    nodes: list[Node] = []
+
+    def node(op: str, shape: tuple[int, ...], *args: Any) -> Value:
+        value = Value("v", shape, "float64")
+        nodes.append(Node(f"aten.{op}", args, (), (value,)))
+        return value
+
+    x = Value("x", (3, 2), "float64")
+    seed = Value("seed", (2, 3), "float64")
+    nodes.append(Node("aten.ones.default", ((2, 3),), (("dtype", torch.float64),), (seed,)))
+    turned = node("permute.default", (3, 2), seed, (1, 0))
+    ones = node("diagonal_backward.default", (2, 3, 2), turned, (2, 3, 2), 0, 0, 2)
+    moved = node("permute.default", (2, 2, 3), ones, (0, 2, 1))
+    product = node("mul.Tensor", (2, 2, 3), moved, node("t.default", (2, 3), x))
+    total = node("add.Tensor", (2, 2, 3), node("sin.default", (2, 2, 3), product), product)
+    graph = Graph((x,), tuple(nodes), (total,))
+    given = torch.randn(3, 2, dtype=torch.float64)
+    (found,), (expected,) = emit_loops(graph, "lambda", plain=True).run(given), emit_python(graph, "lambda").run(given)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
+
+
 def test_arguments_in_any_layout() -> None:
     x = torch.randn(6, 8, dtype=torch.float64)
     program = pullback.jacobian(lambda x, y: ((x @ y).tanh() @ y.t() * x).sum(0), (0, 1), backend="native")

@@ -28,7 +28,7 @@ from .namespace import without_cycles
 from .offers import Declined, Offer
 from .prediction import predicted_seconds
 from .program import Program
-from .python import emit_python
+from .python import emit_python, identifier
 from .segments import Segment
 
 LOG = logging.getLogger("pullback")
@@ -91,8 +91,6 @@ class _Writer:
 
     def program(self, original: Graph) -> Program:
         """The program, compiled."""
-        name = re.sub(r"\W", "_", self.title)
-        name = name if name.isidentifier() else f"_{name}"
         self._bind("empty_like", torch.empty_like, "from torch import empty_like, empty_strided")
         self._bind("empty_strided", torch.empty_strided)
         self._bind("contiguous_format", torch.contiguous_format, "from torch import contiguous_format")
@@ -111,6 +109,9 @@ class _Writer:
         outputs = [self.returned.get(k, output) for k, output in enumerate(self.mixture.graph.outputs)]
         result = "".join(f"{self._written(output)}, " for output in outputs).removesuffix(" ")
         body = [*opening, *calls, *closing, *writes, f"return ({result})"]
+        name = identifier(self.title)
+        while name in self.namespace:
+            name += "_"
         lines = [f"def {name}({inputs}):", *(f"    {line}" for line in body)]
         return self._compiled(name, lines, original)
 

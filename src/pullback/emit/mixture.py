@@ -61,7 +61,7 @@ def _with_numbers(graph: Graph, known: Mapping[Value, torch.Tensor]) -> tuple[Gr
             kind = (("dtype", torch_dtype(value.dtype)), ("device", torch.device(value.device)))
             nodes.append(Node("aten.full.default", (value.shape, number), kind, (value,)))
         else:
-            tensors[value] = known[value]
+            tensors[value] = known[value].contiguous()
     return replace(graph, nodes=tuple(nodes)), tensors
 
 
