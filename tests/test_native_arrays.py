@@ -66,6 +66,22 @@ class Builder:
         self.expected += [(v, r, str(node)) for v, r in zip(outputs, results, strict=True) if v is not None]
         return True
 
+    def product(self, a: torch.Tensor, b: torch.Tensor, turn_a: bool, turn_b: bool) -> None:
+        """Append a product of transposed matrices."""
+        operands, tensors = [], []
+        for tensor, turn in ((a, turn_a), (b, turn_b)):
+            operand, result = self._values(tensor), tensor.t() if turn else tensor
+            if turn:
+                view = value_of(result)
+                self.nodes.append(Node("aten.t.default", (operand,), (), (view,)))
+                operand = view
+            operands.append(operand)
+            tensors.append(result)
+        result = torch.mm(*tensors)
+        value = value_of(result)
+        self.nodes.append(Node("aten.mm.default", tuple(operands), (), (value,)))
+        self.expected.append((value, result, f"product {turn_a} {turn_b}"))
+
     def _values(self, argument: Any) -> Any:
         if isinstance(argument, torch.Tensor):
             known = self.inputs.setdefault(id(argument), (value_of(argument), argument))
@@ -149,6 +165,37 @@ def test_layouts_sizes_and_broadcasting() -> None:
         builder.call(aten("sum.dim_IntList"), (cube, axes), {})
         builder.call(aten("amax.default"), (cube, axes, True), {})
     builder.check(1e-6)
+
+
+def test_large_products_by_blas() -> None:
+    """Every way in which operands can lie, started from a bias or not."""
+    torch.manual_seed(0)
+    builder, aten = Builder(), "aten.{}.default".format
+    for dtype in (torch.float64, torch.float32):
+        a, b = torch.randn(80, 90, dtype=dtype), torch.randn(90, 70, dtype=dtype)
+        turned_a, turned_b, start = a.t().contiguous(), b.t().contiguous(), torch.randn(70, dtype=dtype)
+        builder.call(aten("mm"), (a, b), {})
+        builder.call(aten("addmm"), (start, a, b), {})
+        builder.call(aten("bmm"), (torch.stack((a, a + 1)), torch.stack((b, b - 1))), {})
+        for left, right in ((turned_a, b), (a, turned_b), (turned_a, turned_b)):
+            builder.product(left, right, left is turned_a, right is turned_b)
+    builder.check(2e-4)
+
+
+def test_an_update_of_overlapping_arguments_is_refused() -> None:
+    def step(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+        value = ((p @ p.t()).tanh() @ q).sin()
+        p.sub_(value @ value.t() @ p)
+        return value.sum()
+
+    program = pullback.compile(step, backend="native")
+    expected = pullback.compile(step, backend="python")
+    data = torch.randn(12, 5)
+    p, q, r = data[:5].clone(), data[5:10].clone(), data[:5].clone()
+    torch.testing.assert_close(program(p, q), expected(r, q))
+    torch.testing.assert_close(p, r)
+    with pytest.raises(pullback.ArgumentError, match="shares its memory"):
+        program(data[:5], data[4:9])
 
 
 def test_layer_normalisation() -> None:

@@ -5,7 +5,6 @@ memory that they share; what a caller gets is fresh memory at every call.
 """
 
 import linecache
-import logging
 import re
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,13 +25,14 @@ from ..native.libraries import blas
 from .mixture import Mixture, mixed
 from .namespace import without_cycles
 from .offers import Declined, Offer
+from .overlap import NoOverlap
 from .prediction import predicted_seconds
 from .program import Program
 from .python import emit_python, identifier
 from .segments import Segment
 
-LOG = logging.getLogger("pullback")
 LARGEST = 2**12  # elements of a result that a pattern is kept for, of which a new one is made sooner
+LONGEST_BUILD = 20  # seconds
 LARGEST_KEPT = 2**23  # bytes of scratch memory that outlive a call
 _numbers = count(1)
 
@@ -42,34 +42,40 @@ def emit_loops(
 ) -> Program:
     """The program of a lowered graph, native wherever that saves anything; arguments as of `emit_python`.
 
-    Raises NativeError: there is no compiler.
+    Raises:
+        Declined: it would save nothing, or take the compiler too long.
+        NativeError: there is no compiler.
 
     Cost: the compiler's, about 0.05 s for each different kernel.
     """
     if not plain:
         return emit_python(graph, name, plain=plain, returned=returned)
-    mixture = _PREPARED.pop(graph, None) or mixed(graph)
-    if not mixture.functions:
-        LOG.info("%s has nothing that native code would save: it runs as Python", name)
-        return emit_python(graph, name, plain=plain, returned=returned)
+    mixture = _PREPARED.pop(graph, None) or _worthwhile(graph)
     return _Writer(mixture, name, returned or {}).program(graph)
 
 
 def offer_of_loops(graph: Graph, model: CostModel) -> Offer:
     """What machine code for loops over arrays promises.
 
-    Raises Declined: it would save nothing.
+    Raises Declined: it would save nothing, or take the compiler too long.
 
     Cost: linear in the number of operators; about 0.15 ms each, which emission is saved.
     """
-    mixture = mixed(graph)
-    if not mixture.functions:
-        raise Declined("there is nothing that machine code would save")
-    _PREPARED[graph] = mixture
+    mixture = _PREPARED[graph] = _worthwhile(graph)
     others = [segment.graph for segment in mixture.segments if not segment.is_native]
     seconds = sum(predicted_seconds(other, model) for other in others)
     seconds += sum(function.seconds for function in mixture.functions.values())
     return Offer(seconds, sum(function.build for function in mixture.functions.values()))
+
+
+def _worthwhile(graph: Graph) -> Mixture:
+    mixture = mixed(graph)
+    if not mixture.functions:
+        raise Declined("there is nothing that machine code would save")
+    build = sum(function.build for function in mixture.functions.values())
+    if build > LONGEST_BUILD:
+        raise Declined(f"the compiler would take {build:.0f} s for its different kernels, more than {LONGEST_BUILD}")
+    return mixture
 
 
 _PREPARED: WeakKeyDictionary[Graph, Mixture] = WeakKeyDictionary()  # between an offer and its acceptance
@@ -106,6 +112,8 @@ class _Writer:
         ]
         opening, closing = self._scratch()
         writes = [f"{self._name(old)}.copy_({self._name(new)})" for old, new in self.mixture.graph.mutations]
+        if writes:
+            opening.insert(0, self._overlap_check(inputs))
         outputs = [self.returned.get(k, output) for k, output in enumerate(self.mixture.graph.outputs)]
         result = "".join(f"{self._written(output)}, " for output in outputs).removesuffix(" ")
         body = [*opening, *calls, *closing, *writes, f"return ({result})"]
@@ -114,6 +122,14 @@ class _Writer:
             name += "_"
         lines = [f"def {name}({inputs}):", *(f"    {line}" for line in body)]
         return self._compiled(name, lines, original)
+
+    def _overlap_check(self, inputs: str) -> str:
+        """What refuses a tensor that is written into where it shares memory with another one."""
+        given, written = self.mixture.graph.inputs, {old for old, _ in self.mixture.graph.mutations}
+        names, numbers = tuple(v.name for v in given), tuple(k for k, v in enumerate(given) if v in written)
+        self.header.append("from pullback.emit.overlap import NoOverlap")
+        self._bind("check", NoOverlap(names, numbers), f"check = NoOverlap({names!r}, {numbers!r})")
+        return f"check({inputs})"
 
     def _compiled(self, name: str, lines: Sequence[str], original: Graph) -> Program:
         header = ["import torch", *dict.fromkeys(self.header), "", ""]

@@ -52,7 +52,7 @@ def nest_function(graph: Graph, name: str, vector_math: bool) -> NestFunction:
     functions = [text.replace("NAME", own, 1) for text, own in texts.items()]
     head = prelude(functions, vector_math)
     source = "\n".join([head, *functions, f"void {name}({parameters}) {{", *body, "}", ""])
-    predicted = predicted_seconds(kernels, len(state.outputs)), predicted_build(len(texts))
+    predicted = predicted_seconds(kernels, state.outputs), predicted_build(len(texts))
     return NestFunction(source, name, scratch, tuple(_DTYPES[one] for one in libraries), *predicted)
 
 

@@ -7,7 +7,7 @@ from .elements import Buffer, Entry, Read, reads
 from .layouts import Layout
 
 WINDOW = 16  # how many kernels back a nest looks for one to join
-LONGEST = 40  # statements of one nest
+LONGEST = 100  # operations of one nest: compilers, and what walks through entries, take them one inside the other
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -97,7 +97,7 @@ def _partner(kernels: Sequence[object], nest: Nest) -> int | None:
 
 def _can_join(first: Nest, second: Nest) -> bool:
     """Whether the second reads the first's results where they are written, and writes to none of them."""
-    if len(first.stores) + len(second.stores) > LONGEST:
+    if sum(store.entry.operations + 1 for store in (*first.stores, *second.stores)) > LONGEST:
         return False
     written = {store.buffer: store.layout for store in first.stores}
     if any(store.buffer in written for store in second.stores):

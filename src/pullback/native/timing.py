@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any
 
-from .elements import BYTES, Computed, Entry, reads
+from .elements import BYTES, Buffer, Computed, Entry, reads
 from .nests import Nest, Reduction
 from .products import Product
 
@@ -12,17 +12,20 @@ CALL, TENSOR = 1.5e-6, 0.8e-6  # seconds of one call, and for each tensor that i
 KERNEL, LIBRARY = 2e-8, 3e-7  # to start a kernel, and BLAS
 OPERATION, FUNCTION = 0.1e-9, 1.3e-9  # of one element
 BYTE = 0.04e-9
+FRESH, LARGEST_KEPT = 0.3e-9, 2**25  # for each byte of memory that the system hands out anew: beyond so many at once
 ADDITION = 0.2e-9  # of one element to a sum
-MULTIPLICATION = {"float64": 0.05e-9, "float32": 0.025e-9}
-COMPILER, COMPILED = 0.08, 0.03  # to start, and for each different kernel
+MULTIPLICATION = {"float64": 0.032e-9, "float32": 0.016e-9}
+COMPILER, COMPILED = 0.07, 0.02  # to start, and for each different kernel
 
 
-def predicted_seconds(kernels: Iterable[Any], outputs: int) -> float:
-    """Seconds for one call of a function that returns so many tensors.
+def predicted_seconds(kernels: Iterable[Any], outputs: Sequence[Buffer]) -> float:
+    """Seconds for one call of a function that returns these.
 
     Cost: linear in the number of kernels.
     """
-    return CALL + TENSOR * outputs + sum(map(_seconds, kernels))
+    sizes = [buffer.size * BYTES[buffer.dtype] for buffer in outputs]
+    fresh = FRESH * sum(size for size in sizes if size > LARGEST_KEPT)
+    return CALL + TENSOR * len(sizes) + fresh + sum(map(_seconds, kernels))
 
 
 def predicted_build(distinct: int) -> float:
