@@ -315,6 +315,11 @@ def random_graph(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Graph, 
     def draw(count: int) -> int:
         return int(torch.randint(count, (), generator=generator))
 
+    def doubled(value: Value) -> Value:
+        result = Value("d", value.shape, value.dtype)
+        nodes.append(Node("aten.mul.Tensor", (value, 2.0), (), (result,)))
+        return result
+
     size = 3 + draw(9)
     tensors = [torch.randn(size, size, generator=generator, dtype=dtype) for _ in range(3)]
     inputs = tuple(value_of(t, f"x{k}") for k, t in enumerate(tensors))
@@ -325,11 +330,23 @@ def random_graph(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Graph, 
             ("mul.Tensor", (x, y)), ("add.Tensor", (x, y)), ("sub.Tensor", (x, y)), ("tanh.default", (x,)),
             ("sin.default", (x,)), ("mm.default", (x, y)), ("t.default", (x,)), ("flip", x), ("sum", x),
             ("where", (x, y)), ("mul.Tensor", (x, 0.25)), ("slice", x), ("_softmax.default", (x, draw(2), False)),
-        ][draw(13)]  # fmt: skip
+            ("cat", (x, y)), ("cat", (x, y)), ("stack", (x, y)),
+        ][draw(16)]  # fmt: skip
         if op == "sum":
             total = Value("s", (size,), dtype_name(dtype))
             nodes.append(Node("aten.sum.dim_IntList", (x, (draw(2),)), (), (total,)))
             op, args = "expand.default", (total, (size, size))
+        elif op == "cat":
+            dim, place = draw(2), 1 + draw(size - 1)
+            shapes = [(n, size) if dim == 0 else (size, n) for n in (place, size - place)]
+            parts = tuple(Value("p", shape, dtype_name(dtype)) for shape in shapes)
+            nodes.append(Node("aten.slice.Tensor", (x, dim, 0, place), (), parts[:1]))
+            nodes.append(Node("aten.slice.Tensor", (y, dim, place), (), parts[1:]))
+            op, args = "cat.default", (parts if draw(2) else tuple(map(doubled, parts)), dim)
+        elif op == "stack":
+            pair = Value("p", (size, 2, size), dtype_name(dtype))
+            nodes.append(Node("aten.stack.default", ((x, doubled(y)), 1), (), (pair,)))
+            op, args = "amax.default", (pair, (1,))
         elif op == "where":
             mask = Value("m", (size, size), "bool")
             nodes.append(Node("aten.gt.Tensor", args, (), (mask,)))

@@ -7,6 +7,7 @@ from typing import Any
 from ..graph import Graph
 from .elements import BYTES, C_TYPES, Buffer
 from .nests import Nest, Reduction, join_nests, without_dead_stores
+from .placing import computed_in_place
 from .products import Product, blas_call, product_call
 from .timing import predicted_build, predicted_seconds
 from .translation import Kernels, translated
@@ -41,7 +42,8 @@ def nest_function(graph: Graph, name: str, vector_math: bool) -> NestFunction:
     It takes a pointer for each input and each output, one for each function of BLAS, and one to scratch memory.
     """
     state = translated(graph)
-    kernels = without_dead_stores(join_nests(state.kernels), set(state.outputs))
+    placed = computed_in_place(state.kernels, {*state.inputs, *state.outputs})
+    kernels = without_dead_stores(join_nests(placed), set(state.outputs))
     calls = [_call(kernel) for kernel in kernels]
     places, scratch = scratch_places(kernels, {*state.inputs, *state.outputs})
     texts = {text: f"kernel_{k}" for k, text in enumerate(dict.fromkeys(call.text for call in calls))}
