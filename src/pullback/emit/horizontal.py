@@ -143,6 +143,8 @@ class _Rewriting:
         order = self.parts.ordered([node.args[-2] for node in group])
         group = [group[k] for k in order]
         lefts, results, first = [n.args[-2] for n in group], [n.results[0] for n in group], group[0]
+        if not set(results).isdisjoint(lefts):
+            return
         needed = min(self.first_reader.get(v, len(self.graph.nodes)) for v in results)
         others = [*first.args[:-2], first.args[-1]]
         stack = self.parts.stack(lefts, lefts[0].shape[1], self.is_ready(needed))
