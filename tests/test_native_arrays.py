@@ -15,6 +15,7 @@ from pullback.emit.loops import emit_loops
 from pullback.emit.python import emit_python
 from pullback.errors import UnsupportedTorchError
 from pullback.graph import Graph, Node, Value
+from pullback.native import products
 from pullback.native.building import is_there
 from pullback.native.elementwise import FORMULAS
 from pullback.native.translation import is_covered
@@ -165,6 +166,21 @@ def test_layouts_sizes_and_broadcasting() -> None:
         builder.call(aten("sum.dim_IntList"), (cube, axes), {})
         builder.call(aten("amax.default"), (cube, axes, True), {})
     builder.check(1e-6)
+
+
+@pytest.mark.parametrize("width", [16, 32, 64])
+def test_products_on_processors_with_other_vectors(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GCC makes vectors of any width out of those that there are."""
+    monkeypatch.setattr(products, "vector_bytes", lambda: width)
+    torch.manual_seed(0)
+    builder = Builder()
+    for dtype in (torch.float64, torch.float32):
+        for rows, columns, terms in [(3, 5, 7), (9, 17, 33), (2, 40, 64), (70, 3, 20), (1, 11, 65)]:
+            a, b = torch.randn(rows, terms, dtype=dtype), torch.randn(terms, columns, dtype=dtype)
+            builder.call("aten.mm.default", (a, b), {})
+            builder.product(a, b.t().contiguous(), False, True)
+            builder.product(a.t().contiguous(), b, True, False)
+    builder.check(2e-5)
 
 
 def test_large_products_by_blas() -> None:
