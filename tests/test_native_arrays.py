@@ -234,10 +234,11 @@ def test_programs_are_cut_where_there_is_no_native_code() -> None:
 
     def f(image: torch.Tensor, kernel: torch.Tensor) -> tuple[torch.Tensor, ...]:
         x = (image.sin() * 2 + image).exp() * 0.1
+        kept = (image * 3 + 1).cos() * image  # no operator of PyTorch's reads it
         y = torch.nn.functional.conv2d(x, kernel).tanh()
         z = ((y * y + 1).log() * y).permute(0, 2, 3, 1)
         sorted_values = (z.flatten(1).sort(-1).values * 2 - 1).cos()
-        return (sorted_values * sorted_values).sum(-1), z, z.transpose(1, 2)
+        return (sorted_values * sorted_values).sum(-1) + kept.flatten(1).sum(-1), z, z.transpose(1, 2)
 
     expected = pullback.compile(f, backend="python")(image, kernel)
     found = pullback.compile(f, backend="native")(image, kernel)

@@ -161,17 +161,17 @@ class _Writer:
         """What calls a segment."""
         graph = segment.graph
         if segment.is_native:
-            return self._native(self.mixture.functions[number], graph)
+            return self._native(self.mixture.functions[number])
         part = emit_python(graph, f"{self.title}_part_{number}", plain=True)
         self.others.append(part.code)
         name = self._bind(part.run.__name__, part.run)
         results = "".join(f"{self._name(v)}, " for v in graph.outputs)
         return [f"{results}= {name}({', '.join(self._name(v) for v in graph.inputs)})"]
 
-    def _native(self, function: NestFunction, graph: Graph) -> list[str]:
+    def _native(self, function: NestFunction) -> list[str]:
         """What makes fresh memory for the results, and calls the function."""
         name = function.name
-        pointers = len(graph.inputs) + len(graph.outputs) + len(function.libraries) + 1
+        pointers = len(function.inputs) + len(function.outputs) + len(function.libraries) + 1
         compiled = native_function(function.source, name, pointers)
         self.header.append("from pullback.native.building import native_function")
         self._bind(name, compiled, f'{name} = native_function(r"""{function.source}""", "{name}", {pointers})')
@@ -180,9 +180,9 @@ class _Writer:
             *self.mixture.graph.inputs,
             *(v for s in self.mixture.segments if not s.is_native for v in s.graph.outputs),
         }
-        lines = [line for v in graph.inputs if v in given for line in self._laid_out(v)]
-        lines += [f"{self._name(v)} = {self._empty(v)}" for v in graph.outputs]
-        arguments = [f"{self._name(v)}.data_ptr()" for v in (*graph.inputs, *graph.outputs)]
+        lines = [line for v in function.inputs if v in given for line in self._laid_out(v)]
+        lines += [f"{self._name(v)} = {self._empty(v)}" for v in function.outputs]
+        arguments = [f"{self._name(v)}.data_ptr()" for v in (*function.inputs, *function.outputs)]
         arguments += [self._library(dtype) for dtype in function.libraries]
         return [*lines, f"{name}({', '.join([*arguments, 'scratch.data_ptr()' if function.scratch else '0'])})"]
 

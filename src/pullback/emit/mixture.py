@@ -8,7 +8,7 @@ import torch
 from ..dtypes import torch_dtype
 from ..graph import COMPLEX, Graph, Node, Value, values_in
 from ..native.building import has_vector_math
-from ..native.functions import NestFunction, nest_function
+from ..native.functions import NestFunction, nest_function, shared_places
 from ..native.translation import is_covered
 from .aliases import memory_roots, protect_from_mutations
 from .builtins import shares_memory_with
@@ -40,14 +40,23 @@ def mixed(graph: Graph) -> Mixture:
     ready, known = _with_numbers(protected, constants(protected))
     ready, views = _without_shared_views(ready)
     segments = cut(ready, is_covered, tuple(known))
+    shared = shared_places(_between_functions(ready, segments, views))
     functions = {
-        k: nest_function(segment.graph, f"segment_{k}", has_vector_math())
+        k: nest_function(segment.graph, f"segment_{k}", has_vector_math(), shared)
         for k, segment in enumerate(segments)
         if segment.is_native
     }
     if views:
         segments.append(Segment(Graph(tuple(dict.fromkeys(_read_by(views))), views, _made_by(views)), False))
     return Mixture(replace(protected, nodes=()), known, segments, functions)
+
+
+def _between_functions(graph: Graph, segments: Sequence[Segment], views: tuple[Node, ...]) -> list[Value]:
+    """What native segments hand to each other, and nobody else reads."""
+    others = {v for segment in segments if not segment.is_native for v in segment.graph.inputs}
+    others |= {*values_in((graph.outputs, graph.mutations)), *_read_by(views)}
+    made = dict.fromkeys(v for segment in segments if segment.is_native for v in segment.graph.outputs)
+    return [value for value in made if value not in others]
 
 
 def _with_numbers(graph: Graph, known: Mapping[Value, torch.Tensor]) -> tuple[Graph, dict[Value, torch.Tensor]]:

@@ -1,10 +1,10 @@
 """A function of C for a graph of array operators: its kernels one after the other, over one scratch memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..graph import Graph
+from ..graph import Graph, Value
 from .elements import BYTES, C_TYPES, Buffer
 from .nests import Nest, Reduction, join_nests, without_dead_stores
 from .placing import computed_in_place
@@ -22,7 +22,8 @@ class NestFunction:
 
     source: a whole file.
     name: of the function.
-    scratch: how many bytes it needs beside its inputs and outputs.
+    inputs, outputs: the values that it takes pointers to.
+    scratch: how many bytes it needs beside them.
     libraries: the functions of BLAS that it calls, as dtypes, in order.
     seconds: what a call is predicted to take.
     build: what it is predicted to take until it can be called.
@@ -30,16 +31,43 @@ class NestFunction:
 
     source: str
     name: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
     scratch: int
     libraries: tuple[str, ...]
     seconds: float
     build: float
 
 
-def nest_function(graph: Graph, name: str, vector_math: bool) -> NestFunction:
+@dataclass(frozen=True)
+class Shared:
+    """Scratch memory in which functions that are called one after the other leave something for each other.
+
+    places: where each value lies; bytes: how many these are; what a function needs for itself lies behind them.
+    """
+
+    places: Mapping[Value, int]
+    bytes: int
+
+
+def shared_places(values: Iterable[Value]) -> Shared:
+    """A place for each value."""
+    places, end = {}, 0
+    for value in values:
+        places[value] = end
+        end += _aligned(value.size * BYTES[value.dtype])
+    return Shared(places, end)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def nest_function(graph: Graph, name: str, vector_math: bool, shared: Shared) -> NestFunction:
     """The function that computes a graph of covered operators.
 
-    It takes a pointer for each input and each output, one for each function of BLAS, and one to scratch memory.
+    It takes a pointer for each input and each output that is not shared, one for each function of BLAS, and one to
+    scratch memory.
     """
     state = translated(graph)
     placed = computed_in_place(state.kernels, {*state.inputs, *state.outputs})
@@ -47,15 +75,19 @@ def nest_function(graph: Graph, name: str, vector_math: bool) -> NestFunction:
     calls = [_call(kernel) for kernel in kernels]
     places, scratch = scratch_places(kernels, {*state.inputs, *state.outputs})
     texts = {text: f"kernel_{k}" for k, text in enumerate(dict.fromkeys(call.text for call in calls))}
-    names = _pointer_names(state, places)
+    names = _pointer_names(graph, state, shared)
+    names |= {buffer: _scratch(buffer, shared.bytes + offset) for buffer, offset in places.items()}
     libraries = tuple(dict.fromkeys(call.library for call in calls if call.library))
     body = [f"  {_written(call, texts[call.text], names)}" for call in calls]
-    parameters = _parameters(state, libraries)
+    parameters = _parameters(names, state, libraries)
     functions = [text.replace("NAME", own, 1) for text, own in texts.items()]
     head = prelude(functions, vector_math)
     source = "\n".join([head, *functions, f"void {name}({parameters}) {{", *body, "}", ""])
-    predicted = predicted_seconds(kernels, state.outputs), predicted_build(len(texts))
-    return NestFunction(source, name, scratch, tuple(_DTYPES[one] for one in libraries), *predicted)
+    inputs, outputs = (tuple(v for v in vs if v not in shared.places) for vs in (graph.inputs, graph.outputs))
+    fresh = [buffer for buffer in state.outputs if names[buffer].startswith("y")]
+    predicted = predicted_seconds(kernels, fresh), predicted_build(len(texts))
+    dtypes = tuple(_DTYPES[one] for one in libraries)
+    return NestFunction(source, name, inputs, outputs, shared.bytes + scratch, dtypes, *predicted)
 
 
 _DTYPES = {f"gemm_{kind}": dtype for dtype, kind in C_TYPES.items()}
@@ -70,18 +102,23 @@ def _call(kernel: Any) -> Call:
     return blas_call(kernel) if kernel.way == "blas" else product_call(kernel)
 
 
-def _parameters(state: Kernels, libraries: Sequence[str]) -> str:
-    inputs = [f"const {C_TYPES[a.dtype]} *x{k}" for k, a in enumerate(state.inputs)]
-    outputs = [f"{C_TYPES[a.dtype]} *restrict y{k}" for k, a in enumerate(state.outputs)]
+def _parameters(names: Mapping[Buffer, str], state: Kernels, libraries: Sequence[str]) -> str:
+    inputs = [f"const {C_TYPES[b.dtype]} *{names[b]}" for b in state.inputs if names[b].startswith("x")]
+    outputs = [f"{C_TYPES[b.dtype]} *restrict {names[b]}" for b in state.outputs if names[b].startswith("y")]
     return ", ".join([*inputs, *outputs, *(f"gemm {name}" for name in libraries), "char *restrict scratch"])
 
 
-def _pointer_names(state: Kernels, places: dict[Buffer, int]) -> dict[Buffer, str]:
-    names = {buffer: f"x{k}" for k, buffer in enumerate(state.inputs)}
-    names |= {buffer: f"y{k}" for k, buffer in enumerate(state.outputs)}
-    for buffer, offset in places.items():
-        names[buffer] = f"({C_TYPES[buffer.dtype]} *)(scratch + {offset})"
+def _pointer_names(graph: Graph, state: Kernels, shared: Shared) -> dict[Buffer, str]:
+    names = {}
+    for letter, values, buffers in (("x", graph.inputs, state.inputs), ("y", graph.outputs, state.outputs)):
+        for k, (value, buffer) in enumerate(zip(values, buffers, strict=True)):
+            place = shared.places.get(value)
+            names[buffer] = f"{letter}{k}" if place is None else _scratch(buffer, place)
     return names
+
+
+def _scratch(buffer: Buffer, offset: int) -> str:
+    return f"({C_TYPES[buffer.dtype]} *)(scratch + {offset})"
 
 
 def _written(call: Call, name: str, names: dict[Buffer, str]) -> str:
@@ -112,7 +149,7 @@ def scratch_places(kernels: Sequence[Any], given: set[Buffer]) -> tuple[dict[Buf
     for position, kernel in enumerate(kernels):
         for buffer in kernel.written_buffers():
             if buffer not in given and buffer not in places:
-                size = -(-buffer.size * BYTES[buffer.dtype] // ALIGNMENT) * ALIGNMENT
+                size = _aligned(buffer.size * BYTES[buffer.dtype])
                 places[buffer] = offset = _gap(alive, size)
                 alive = sorted([*alive, (offset, offset + size, buffer)], key=lambda one: one[0])
                 most = max(most, offset + size)
