@@ -227,6 +227,47 @@ def test_layer_normalisation() -> None:
     builder.check(1e-12)
 
 
+def test_losses() -> None:
+    torch.manual_seed(0)
+    builder, aten = Builder(), "aten.{}.default".format
+    p, y, w = (torch.rand(5, 3, dtype=torch.float64) for _ in range(3))
+    p[0, 0], p[0, 1] = 0.0, 1.0
+    scores, target = torch.randn(7, 4, dtype=torch.float64).log_softmax(-1), torch.tensor([0, 3, 1, -100, 2, 2, 1])
+    for reduction in (0, 1, 2):
+        for weight in (None, w):
+            assert builder.call(aten("binary_cross_entropy"), (p, y, weight, reduction), {})
+            gradient = torch.randn(p.shape if reduction == 0 else (), dtype=torch.float64)
+            assert builder.call(aten("binary_cross_entropy_backward"), (gradient, p, y, weight, reduction), {})
+        for s, t in ((scores, target), (scores[1].clone(), target[1].clone())):
+            assert builder.call(aten("nll_loss_forward"), (s, t, None, reduction, -100), {})
+            total = torch.ops.aten.nll_loss_forward(s, t, None, reduction, -100)[1]
+            gradient = torch.randn(t.shape if reduction == 0 else (), dtype=torch.float64)
+            assert builder.call(aten("nll_loss_backward"), (gradient, s, t, None, reduction, -100, total), {})
+    builder.check(1e-12)
+
+
+def test_what_pytorch_refuses_at_run_time_is_refused_with_its_error() -> None:
+    def classes(w: torch.Tensor, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy((x @ w).tanh() @ w, target)
+
+    def probability(w: torch.Tensor, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.binary_cross_entropy((x @ w).tanh() * 1.5, target)
+
+    x, w, target = torch.rand(6, 4), torch.rand(4, 4) * 0.1, torch.tensor([0, 1, 2, 3, 3, 0])
+    for f, good, bad, change in (
+        (classes, target, torch.tensor([0, 1, 2, 4, 3, 0]), 1.0),
+        (probability, torch.rand(6, 4), torch.rand(6, 4), 100.0),
+    ):
+        program, plain = (pullback.value_and_grad(f, backend=name) for name in ("native", "python"))
+        for a, b in zip(program(w, x, good), plain(w, x, good), strict=True):
+            torch.testing.assert_close(a, b)
+        with pytest.raises((IndexError, RuntimeError)) as found:
+            program(w * change, x, bad)
+        with pytest.raises(found.type) as expected:
+            plain(w * change, x, bad)
+        assert str(found.value) == str(expected.value)
+
+
 def test_programs_are_cut_where_there_is_no_native_code() -> None:
     """A convolution, a sort and random numbers between element-wise operators; views on both sides of a cut."""
     torch.manual_seed(0)

@@ -4,6 +4,7 @@ Between them stand PyTorch's operators, for what there is no native code for.  I
 memory that they share; what a caller gets is fresh memory at every call.
 """
 
+import ctypes
 import linecache
 import re
 import weakref
@@ -81,6 +82,22 @@ def _worthwhile(graph: Graph) -> Mixture:
 _PREPARED: WeakKeyDictionary[Graph, Mixture] = WeakKeyDictionary()  # between an offer and its acceptance
 
 
+@dataclass(frozen=True)
+class _Instead:
+    """The Python program, for arguments that PyTorch refuses."""
+
+    graph: Graph
+    name: str
+    returned: Mapping[int, Value]
+
+    def __call__(self, *arguments: Any) -> tuple[Any, ...]:
+        """What the Python program returns, or raises."""
+        return emit_python(self.graph, self.name, plain=True, returned=self.returned).run(*arguments)
+
+    def __str__(self) -> str:
+        return f"{self.name} in PyTorch's operators"
+
+
 @dataclass
 class _Writer:
     """Writes the Python around the segments."""
@@ -94,6 +111,7 @@ class _Writer:
     others: list[str] = field(default_factory=list)
     dense: set[Value] = field(default_factory=set)
     scratch: int = 0
+    is_checked: bool = False
 
     def program(self, original: Graph) -> Program:
         """The program, compiled."""
@@ -112,6 +130,8 @@ class _Writer:
         ]
         opening, closing = self._scratch()
         writes = [f"{self._name(old)}.copy_({self._name(new)})" for old, new in self.mixture.graph.mutations]
+        if self.is_checked:
+            opening.insert(0, self._status(original))
         if writes:
             opening.insert(0, self._overlap_check(inputs))
         outputs = [self.returned.get(k, output) for k, output in enumerate(self.mixture.graph.outputs)]
@@ -122,6 +142,14 @@ class _Writer:
             name += "_"
         lines = [f"def {name}({inputs}):", *(f"    {line}" for line in body)]
         return self._compiled(name, lines, original)
+
+    def _status(self, original: Graph) -> str:
+        """What a native function sets where PyTorch refuses the arguments: then PyTorch is asked, for its own error."""
+        self._bind("c_int64", ctypes.c_int64, "from ctypes import byref, c_int64")
+        self._bind("byref", ctypes.byref)
+        instead = _Instead(original, self.title, self.returned)
+        self._bind("instead", instead, f"instead = None  # {instead}")
+        return "status = c_int64()"
 
     def _overlap_check(self, inputs: str) -> str:
         """What refuses a tensor that is written into where it shares memory with another one."""
@@ -171,7 +199,7 @@ class _Writer:
     def _native(self, function: NestFunction) -> list[str]:
         """What makes fresh memory for the results, and calls the function."""
         name = function.name
-        pointers = len(function.inputs) + len(function.outputs) + len(function.libraries) + 1
+        pointers = len(function.inputs) + len(function.outputs) + len(function.libraries) + 1 + function.is_checked
         compiled = native_function(function.source, name, pointers)
         self.header.append("from pullback.native.building import native_function")
         self._bind(name, compiled, f'{name} = native_function(r"""{function.source}""", "{name}", {pointers})')
@@ -184,7 +212,13 @@ class _Writer:
         lines += [f"{self._name(v)} = {self._empty(v)}" for v in function.outputs]
         arguments = [f"{self._name(v)}.data_ptr()" for v in (*function.inputs, *function.outputs)]
         arguments += [self._library(dtype) for dtype in function.libraries]
-        return [*lines, f"{name}({', '.join([*arguments, 'scratch.data_ptr()' if function.scratch else '0'])})"]
+        arguments.append("scratch.data_ptr()" if function.scratch else "0")
+        if not function.is_checked:
+            return [*lines, f"{name}({', '.join(arguments)})"]
+        self.is_checked = True
+        inputs = ", ".join(self._name(v) for v in self.mixture.graph.inputs)
+        lines += [f"{name}({', '.join([*arguments, 'byref(status)'])})", "if status.value:"]
+        return [*lines, f"    return instead({inputs})"]
 
     def _laid_out(self, value: Value) -> Iterator[str]:
         """What makes a copy of a tensor that does not lie as the function expects, once in a program."""

@@ -5,7 +5,7 @@ that it reads.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from math import isinf, isnan, prod
 from typing import Any
@@ -87,6 +87,7 @@ class Computed(Entry):
     """A formula of other entries.
 
     text: in C, `{0}`, `{1}` … for the operands.
+    condition: what has to hold, in C; where it does not, the function says so, and its results are worth nothing.
     operations: how many formulas there are below it, each as often as it is used.
     is_heavy: whether one of them takes much longer than a multiplication.
     """
@@ -95,6 +96,7 @@ class Computed(Entry):
     dtype: str
     operands: tuple[Entry, ...]
     heavy: bool = False
+    condition: str = ""
     operations: int = field(init=False)
     is_heavy: bool = field(init=False)
 
@@ -152,7 +154,7 @@ def _transformed(
         operands = [new(operand) for operand in entry.operands]
         if any(operand is None for operand in operands):
             return None
-        return Computed(entry.text, entry.dtype, tuple(o for o in operands if o is not None), entry.heavy)
+        return replace(entry, operands=tuple(o for o in operands if o is not None))
     return entry
 
 

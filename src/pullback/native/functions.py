@@ -24,6 +24,7 @@ class NestFunction:
     name: of the function.
     inputs, outputs: the values that it takes pointers to.
     scratch: how many bytes it needs beside them.
+    is_checked: whether it takes, last, a pointer to what it sets where its results are worth nothing.
     libraries: the functions of BLAS that it calls, as dtypes, in order.
     seconds: what a call is predicted to take.
     build: what it is predicted to take until it can be called.
@@ -37,6 +38,7 @@ class NestFunction:
     libraries: tuple[str, ...]
     seconds: float
     build: float
+    is_checked: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ def _aligned(size: int) -> int:
 def nest_function(graph: Graph, name: str, vector_math: bool, shared: Shared) -> NestFunction:
     """The function that computes a graph of covered operators.
 
-    It takes a pointer for each input and each output that is not shared, one for each function of BLAS, and one to
-    scratch memory.
+    It takes a pointer for each input and each output that is not shared, one for each function of BLAS, one to scratch
+    memory, and one to what it sets if a condition does not hold.
     """
     state = translated(graph)
     placed = computed_in_place(state.kernels, {*state.inputs, *state.outputs})
@@ -79,7 +81,8 @@ def nest_function(graph: Graph, name: str, vector_math: bool, shared: Shared) ->
     names |= {buffer: _scratch(buffer, shared.bytes + offset) for buffer, offset in places.items()}
     libraries = tuple(dict.fromkeys(call.library for call in calls if call.library))
     body = [f"  {_written(call, texts[call.text], names)}" for call in calls]
-    parameters = _parameters(names, state, libraries)
+    is_checked = any(call.is_checked for call in calls)
+    parameters = _parameters(names, state, libraries) + (", int64_t *status" if is_checked else "")
     functions = [text.replace("NAME", own, 1) for text, own in texts.items()]
     head = prelude(functions, vector_math)
     source = "\n".join([head, *functions, f"void {name}({parameters}) {{", *body, "}", ""])
@@ -87,7 +90,7 @@ def nest_function(graph: Graph, name: str, vector_math: bool, shared: Shared) ->
     fresh = [buffer for buffer in state.outputs if names[buffer].startswith("y")]
     predicted = predicted_seconds(kernels, fresh), predicted_build(len(texts))
     dtypes = tuple(_DTYPES[one] for one in libraries)
-    return NestFunction(source, name, inputs, outputs, shared.bytes + scratch, dtypes, *predicted)
+    return NestFunction(source, name, inputs, outputs, shared.bytes + scratch, dtypes, *predicted, is_checked)
 
 
 _DTYPES = {f"gemm_{kind}": dtype for dtype, kind in C_TYPES.items()}
@@ -128,6 +131,8 @@ def _written(call: Call, name: str, names: dict[Buffer, str]) -> str:
     for k, (buffer, offset) in enumerate(call.arguments):
         moved = f" + n * {steps[k]}" if count != 1 and steps[k] else ""
         arguments.append(f"{names[buffer]}{f' + {offset}' if offset else ''}{moved}")
+    if call.is_checked:
+        arguments.append("status")
     loop = f"for (int64_t n = 0; n < {count}; n++) " if count != 1 else ""
     return f"{loop}{name}({', '.join(arguments)});"
 

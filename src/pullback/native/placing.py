@@ -132,7 +132,7 @@ def _changed(entry: Entry, change: Change, known: dict[int, Entry]) -> Entry:
         elif isinstance(entry, Computed):
             operands = tuple(_changed(operand, change, known) for operand in entry.operands)
             same = all(a is b for a, b in zip(operands, entry.operands, strict=True))
-            known[id(entry)] = entry if same else Computed(entry.text, entry.dtype, operands, entry.heavy)
+            known[id(entry)] = entry if same else replace(entry, operands=operands)
         else:
             known[id(entry)] = entry
     return known[id(entry)]

@@ -14,7 +14,7 @@ OPERATION, FUNCTION = 0.1e-9, 1.3e-9  # of one element
 BYTE = 0.04e-9
 FRESH, LARGEST_KEPT = 0.3e-9, 2**25  # for each byte of memory that the system hands out anew: beyond so many at once
 ADDITION = 0.2e-9  # of one element to a sum
-MULTIPLICATION = {"float64": 0.032e-9, "float32": 0.016e-9}
+MULTIPLICATION = {"float64": 0.022e-9, "float32": 0.012e-9}
 COMPILER, COMPILED = 0.07, 0.02  # to start, and for each different kernel
 
 

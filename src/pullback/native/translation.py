@@ -13,16 +13,18 @@ from ..graph import Graph, Node, Value
 from .elements import C_TYPES, Buffer, Computed, Entry, Read, cast, is_whole, number, transformed
 from .elementwise import computing_dtype, formula_of
 from .layouts import VIEWS, dense
+from .losses import COVERED_LOSSES, LOSSES
 from .matrices import PRODUCTS, covers_product
 from .normalisation import COVERED_NORMALISATION, NORMALISATION
 from .pieces import PIECES
 from .reductions import COVERED_REDUCTIONS, REDUCTIONS
 from .state import CHEAP, Rule, Translation
 
-RULES: Mapping[str, Rule] = {**PIECES, **REDUCTIONS, **NORMALISATION, **PRODUCTS}
+RULES: Mapping[str, Rule] = {**PIECES, **REDUCTIONS, **NORMALISATION, **LOSSES, **PRODUCTS}
 CONDITIONS: Mapping[str, Callable[[Node], bool]] = {
     **COVERED_REDUCTIONS,
     **COVERED_NORMALISATION,
+    **COVERED_LOSSES,
     **dict.fromkeys(PRODUCTS, covers_product),
 }
 

@@ -23,12 +23,14 @@ class Call:
     arguments: an buffer, and how many elements behind its first one the pointer stands.
     batch: how often it is called, and by how many elements each pointer moves on each time.
     library: the function of a library that it is given first; "" for none.
+    is_checked: whether it is given, last, a pointer to what it sets where a condition does not hold.
     """
 
     text: str
     arguments: tuple[tuple[Buffer, int], ...]
     batch: tuple[int, tuple[int, ...]] = (1, ())
     library: str = ""
+    is_checked: bool = False
 
 
 @dataclass
@@ -91,6 +93,7 @@ class Body:
     def __init__(self, pointers: Pointers, axes: Sequence[Axis], variables: Sequence[str]) -> None:
         self.pointers, self.axes, self.variables = pointers, axes, variables
         self.lines: list[str] = []
+        self.is_checked = False
         self.known: dict[object, str] = {}
 
     def value(self, entry: Entry) -> str:
@@ -110,12 +113,16 @@ class Body:
         if isinstance(entry, Position):
             return f"{place(entry.layout, self.axes, self.variables)} + {entry.layout.offset}"
         assert isinstance(entry, Computed)
-        return entry.text.format(*map(self.value, entry.operands))
+        operands = [self.value(operand) for operand in entry.operands]
+        if entry.condition:
+            self.is_checked = True
+            self.lines.append(f"bad |= !({entry.condition.format(*operands)});")
+        return entry.text.format(*operands)
 
     def _named(self, text: str, dtype: str) -> str:
         key = (text, dtype)
         if key not in self.known:
-            self.known[key] = f"t{len(self.lines)}"
+            self.known[key] = f"t{len(self.known)}"
             kind = "_Bool" if dtype == "bool" else C_TYPES[dtype]
             self.lines.append(f"const {kind} {self.known[key]} = {text};")
         return self.known[key]
@@ -155,11 +162,12 @@ def _loops(axes: Sequence[Axis], variables: Sequence[str], inner: Sequence[str],
     return lines
 
 
-def function(pointers: Pointers, lines: Sequence[str]) -> Call:
+def function(pointers: Pointers, lines: Sequence[str], is_checked: bool = False) -> Call:
     """A function of these lines, and its call."""
     body = "\n".join(f"  {line}" for line in lines)
-    text = f"static __attribute__((noinline)) void NAME({pointers.declarations()}) {{\n{body}\n}}\n"
-    return Call(text, tuple(pointers.names))
+    parameters = f"{pointers.declarations()}{', int64_t *status' if is_checked else ''}"
+    text = f"static __attribute__((noinline)) void NAME({parameters}) {{\n{body}\n}}\n"
+    return Call(text, tuple(pointers.names), is_checked=is_checked)
 
 
 def nest_call(nest: Nest) -> Call:
@@ -173,7 +181,10 @@ def nest_call(nest: Nest) -> Call:
     body = Body(pointers, axes, variables)
     for store in nest.stores:
         body.store(store.buffer, store.layout, body.value(store.entry))
-    return function(pointers, _loops(axes, variables, body.lines))
+    if not body.is_checked:
+        return function(pointers, _loops(axes, variables, body.lines))
+    loops = [line.replace("omp simd", "omp simd reduction(|:bad)") for line in _loops(axes, variables, body.lines)]
+    return function(pointers, ["int64_t bad = 0;", *loops, "if (bad) *status = 1;"], is_checked=True)
 
 
 # ---------------------------------------------------------------- reductions
