@@ -210,6 +210,13 @@ def test_an_update_of_overlapping_arguments_is_refused() -> None:
     p, q, r = data[:5].clone(), data[5:10].clone(), data[:5].clone()
     torch.testing.assert_close(program(p, q), expected(r, q))
     torch.testing.assert_close(p, r)
+    apart, again = (
+        torch.stack((data[:5], data[5:10]), -1)[..., 0],
+        data[:5].clone(),
+    )  # not dense: copied, and copied back
+    assert not apart.is_contiguous()
+    torch.testing.assert_close(program(apart, q), expected(again, q))
+    torch.testing.assert_close(apart, again)
     with pytest.raises(pullback.ArgumentError, match="shares its memory"):
         program(data[:5], data[4:9])
 

@@ -109,7 +109,7 @@ class _Writer:
     namespace: dict[str, Any] = field(default_factory=lambda: {"__name__": "pullback.program"})
     header: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
-    dense: set[Value] = field(default_factory=set)
+    dense: dict[Value, str] = field(default_factory=dict)
     scratch: int = 0
     is_checked: bool = False
 
@@ -129,10 +129,12 @@ class _Writer:
             line for number, segment in enumerate(self.mixture.segments) for line in self._segment(number, segment)
         ]
         opening, closing = self._scratch()
-        writes = [f"{self._name(old)}.copy_({self._name(new)})" for old, new in self.mixture.graph.mutations]
+        updated = {old for function in self.mixture.functions.values() for old in function.updates}
+        left = [(old, new) for old, new in self.mixture.graph.mutations if old not in updated]
+        writes = [f"{self._name(old)}.copy_({self._name(new)})" for old, new in left]
         if self.is_checked:
             opening.insert(0, self._status(original))
-        if writes:
+        if self.mixture.graph.mutations:
             opening.insert(0, self._overlap_check(inputs))
         outputs = [self.returned.get(k, output) for k, output in enumerate(self.mixture.graph.outputs)]
         result = "".join(f"{self._written(output)}, " for output in outputs).removesuffix(" ")
@@ -210,24 +212,33 @@ class _Writer:
         }
         lines = [line for v in function.inputs if v in given for line in self._laid_out(v)]
         lines += [f"{self._name(v)} = {self._empty(v)}" for v in function.outputs]
-        arguments = [f"{self._name(v)}.data_ptr()" for v in (*function.inputs, *function.outputs)]
+        arguments = [self._pointer(v) for v in (*function.inputs, *function.outputs)]
+        back = [line for v in function.updates for line in self._written_back(v)]
         arguments += [self._library(dtype) for dtype in function.libraries]
         arguments.append("scratch.data_ptr()" if function.scratch else "0")
         if not function.is_checked:
-            return [*lines, f"{name}({', '.join(arguments)})"]
+            return [*lines, f"{name}({', '.join(arguments)})", *back]
         self.is_checked = True
         inputs = ", ".join(self._name(v) for v in self.mixture.graph.inputs)
         lines += [f"{name}({', '.join([*arguments, 'byref(status)'])})", "if status.value:"]
-        return [*lines, f"    return instead({inputs})"]
+        return [*lines, f"    return instead({inputs})", *back]
 
     def _laid_out(self, value: Value) -> Iterator[str]:
-        """What makes a copy of a tensor that does not lie as the function expects, once in a program."""
+        """What makes a copy of a tensor that does not lie as functions expect, once in a program."""
         name = self._name(value)
         conditions = [f"not {name}.is_contiguous()"] * (value.size > 1) + [f"{name}.is_neg()"] * value.is_floating
         if conditions and value not in self.dense:
-            self.dense.add(value)
-            yield f"if {' or '.join(conditions)}:"
-            yield f"    {name} = {name}.clone(memory_format=contiguous_format)"
+            copy = self.dense[value] = f"dense_{name}"
+            yield f"{copy} = {name}.clone(memory_format=contiguous_format) if {' or '.join(conditions)} else {name}"
+
+    def _pointer(self, value: Value) -> str:
+        return f"{self.dense.get(value, self._name(value))}.data_ptr()"
+
+    def _written_back(self, value: Value) -> Iterator[str]:
+        """What an overwritten copy of a tensor is copied back by."""
+        copy = self.dense.get(value)
+        if copy is not None:
+            yield f"if {copy} is not {self._name(value)}: {self._name(value)}.copy_({copy})"
 
     def _empty(self, value: Value) -> str:
         kind = self._bind(value.dtype, torch_dtype(value.dtype), f"from torch import {value.dtype}")

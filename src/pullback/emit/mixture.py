@@ -8,7 +8,7 @@ import torch
 from ..dtypes import torch_dtype
 from ..graph import COMPLEX, Graph, Node, Value, values_in
 from ..native.building import has_vector_math
-from ..native.functions import NestFunction, nest_function, shared_places
+from ..native.functions import NestFunction, Shared, nest_function, shared_places
 from ..native.translation import is_covered
 from .aliases import memory_roots, protect_from_mutations
 from .builtins import shares_memory_with
@@ -40,9 +40,10 @@ def mixed(graph: Graph) -> Mixture:
     ready, known = _with_numbers(protected, constants(protected))
     ready, views = _without_shared_views(ready)
     segments = cut(ready, is_covered, tuple(known))
-    shared = shared_places(_between_functions(ready, segments, views))
+    updates = _updates(ready, segments, views)
+    shared = shared_places([*_between_functions(ready, segments, views), *updates.values()])
     functions = {
-        k: nest_function(segment.graph, f"segment_{k}", has_vector_math(), shared)
+        k: _function(segment.graph, f"segment_{k}", shared, updates if k == len(segments) - 1 else {})
         for k, segment in enumerate(segments)
         if segment.is_native
     }
@@ -57,6 +58,24 @@ def _between_functions(graph: Graph, segments: Sequence[Segment], views: tuple[N
     others |= {*values_in((graph.outputs, graph.mutations)), *_read_by(views)}
     made = dict.fromkeys(v for segment in segments if segment.is_native for v in segment.graph.outputs)
     return [value for value in made if value not in others]
+
+
+def _function(graph: Graph, name: str, shared: Shared, updates: Mapping[Value, Value]) -> NestFunction:
+    """A native segment, which is given what it overwrites as well."""
+    given = replace(graph, inputs=tuple(dict.fromkeys((*graph.inputs, *updates))))
+    return nest_function(given, name, has_vector_math(), shared, updates)
+
+
+def _updates(graph: Graph, segments: Sequence[Segment], views: tuple[Node, ...]) -> dict[Value, Value]:
+    """What the last segment overwrites itself: inputs whose new values it computes for nobody else."""
+    if not segments or not segments[-1].is_native:
+        return {}
+    kept = [*values_in(graph.outputs), *_read_by(views), *(new for _, new in graph.mutations)]
+    return {
+        old: new
+        for old, new in graph.mutations
+        if new in segments[-1].graph.outputs and kept.count(new) == 1 and old.type == new.type
+    }
 
 
 def _with_numbers(graph: Graph, known: Mapping[Value, torch.Tensor]) -> tuple[Graph, dict[Value, torch.Tensor]]:

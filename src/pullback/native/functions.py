@@ -1,6 +1,6 @@
 """A function of C for a graph of array operators: its kernels one after the other, over one scratch memory."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ class NestFunction:
     name: of the function.
     inputs, outputs: the values that it takes pointers to.
     scratch: how many bytes it needs beside them.
+    updates: inputs that it overwrites in the end, unless its results are worth nothing.
     is_checked: whether it takes, last, a pointer to what it sets where its results are worth nothing.
     libraries: the functions of BLAS that it calls, as dtypes, in order.
     seconds: what a call is predicted to take.
@@ -39,6 +40,7 @@ class NestFunction:
     seconds: float
     build: float
     is_checked: bool = False
+    updates: tuple[Value, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,12 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def nest_function(graph: Graph, name: str, vector_math: bool, shared: Shared) -> NestFunction:
+def nest_function(
+    graph: Graph, name: str, vector_math: bool, shared: Shared, updates: Mapping[Value, Value] | None = None
+) -> NestFunction:
     """The function that computes a graph of covered operators.
+
+    updates: what is copied to each of some inputs in the end.
 
     It takes a pointer for each input and each output that is not shared, one for each function of BLAS, one to scratch
     memory, and one to what it sets if a condition does not hold.
@@ -82,6 +88,7 @@ def nest_function(graph: Graph, name: str, vector_math: bool, shared: Shared) ->
     libraries = tuple(dict.fromkeys(call.library for call in calls if call.library))
     body = [f"  {_written(call, texts[call.text], names)}" for call in calls]
     is_checked = any(call.is_checked for call in calls)
+    body += _overwriting(graph, shared, updates or {}, is_checked)
     parameters = _parameters(names, state, libraries) + (", int64_t *status" if is_checked else "")
     functions = [text.replace("NAME", own, 1) for text, own in texts.items()]
     head = prelude(functions, vector_math)
@@ -90,7 +97,18 @@ def nest_function(graph: Graph, name: str, vector_math: bool, shared: Shared) ->
     fresh = [buffer for buffer in state.outputs if names[buffer].startswith("y")]
     predicted = predicted_seconds(kernels, fresh), predicted_build(len(texts))
     dtypes = tuple(_DTYPES[one] for one in libraries)
-    return NestFunction(source, name, inputs, outputs, shared.bytes + scratch, dtypes, *predicted, is_checked)
+    return NestFunction(
+        source, name, inputs, outputs, shared.bytes + scratch, dtypes, *predicted, is_checked, tuple(updates or ())
+    )
+
+
+def _overwriting(graph: Graph, shared: Shared, updates: Mapping[Value, Value], is_checked: bool) -> Iterator[str]:
+    """What copies new values to inputs, when everything has been read and nothing can fail any more."""
+    if updates and is_checked:
+        yield "  if (*status) return;"
+    for old, new in updates.items():
+        size = old.size * BYTES[old.dtype]
+        yield f"  __builtin_memcpy((void *)x{graph.inputs.index(old)}, scratch + {shared.places[new]}, {size});"
 
 
 _DTYPES = {f"gemm_{kind}": dtype for dtype, kind in C_TYPES.items()}
