@@ -221,6 +221,26 @@ def test_an_update_of_overlapping_arguments_is_refused() -> None:
         program(data[:5], data[4:9])
 
 
+def test_inputs_are_overwritten_in_the_end() -> None:
+    """Momentum reads the old value of what is overwritten first; a product overwrites; one of two is read later."""
+
+    def step(p: torch.Tensor, momentum: torch.Tensor, q: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        g = (p @ x).tanh() @ x.t()
+        value = (g * p).sum()
+        momentum.mul_(0.9).add_(g)
+        p.sub_(0.1 * momentum + 0.01 * p)
+        q.copy_(p @ x @ x.t() + q.t())
+        return value + (q * p).sum()
+
+    given = [torch.randn(6, 6, dtype=torch.float64) for _ in range(4)]
+    native, python = ([t.clone() for t in given] for _ in range(2))
+    for backend, tensors in (("native", native), ("python", python)):
+        program = pullback.compile(step, backend=backend)
+        for _ in range(3):
+            tensors.append(program(*tensors[:4]))
+    torch.testing.assert_close(native, python, rtol=1e-11, atol=1e-11)
+
+
 def test_layer_normalisation() -> None:
     torch.manual_seed(0)
     x, w, b = torch.randn(3, 7, 5, dtype=torch.float64), torch.randn(7, 5, dtype=torch.float64), torch.randn(7, 5)

@@ -1,4 +1,4 @@
-"""What one element of an buffer is computed from: entries, which are read, are numbers, or are computed from others.
+"""What one element of a buffer is computed from: entries, which are read, are numbers, or are computed from others.
 
 All entries that a value is made of run over the axes of that value, so that a view of the value is a view of everything
 that it reads.
@@ -41,7 +41,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Read(Entry):
-    """An element of an buffer."""
+    """An element of a buffer."""
 
     buffer: Buffer
     layout: Layout
@@ -174,5 +174,5 @@ def reads(entry: Entry) -> Iterator[Read]:
 
 
 def is_whole(read: Read) -> bool:
-    """Whether all of an buffer is read, in order."""
+    """Whether all of a buffer is read, in order."""
     return read.layout.offset == 0 and read.layout.is_dense and prod(read.layout.shape) == read.buffer.size

@@ -1,6 +1,6 @@
 """A function of C for a graph of array operators: its kernels one after the other, over one scratch memory."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from .placing import computed_in_place
 from .products import Product, blas_call, product_call
 from .timing import predicted_build, predicted_seconds
 from .translation import Kernels, translated
+from .updating import updates_apart
 from .writing import Call, nest_call, prelude, reduction_call
 
 ALIGNMENT = 64
@@ -78,17 +79,21 @@ def nest_function(
     memory, and one to what it sets if a condition does not hold.
     """
     state = translated(graph)
-    placed = computed_in_place(state.kernels, {*state.inputs, *state.outputs})
-    kernels = without_dead_stores(join_nests(placed), set(state.outputs))
+    given = {*state.inputs, *state.outputs}
+    kernels = without_dead_stores(join_nests(computed_in_place(state.kernels, given)), set(state.outputs))
+    last = updates_apart(kernels, _buffers_of(graph, state, updates or {}))
+    kernels = [*last.kernels, *last.nests]
     calls = [_call(kernel) for kernel in kernels]
-    places, scratch = scratch_places(kernels, {*state.inputs, *state.outputs})
+    places, scratch = scratch_places(kernels, given)
     texts = {text: f"kernel_{k}" for k, text in enumerate(dict.fromkeys(call.text for call in calls))}
     names = _pointer_names(graph, state, shared)
     names |= {buffer: _scratch(buffer, shared.bytes + offset) for buffer, offset in places.items()}
     libraries = tuple(dict.fromkeys(call.library for call in calls if call.library))
-    body = [f"  {_written(call, texts[call.text], names)}" for call in calls]
     is_checked = any(call.is_checked for call in calls)
-    body += _overwriting(graph, shared, updates or {}, is_checked)
+    body = [f"  {_written(call, texts[call.text], names)}" for call in calls]
+    if updates and is_checked:
+        body.insert(len(last.kernels), "  if (*status) return;")
+    body += [f"  __builtin_memcpy({names[old]}, {names[new]}, {_bytes(old)});" for new, old in last.copies]
     parameters = _parameters(names, state, libraries) + (", int64_t *status" if is_checked else "")
     functions = [text.replace("NAME", own, 1) for text, own in texts.items()]
     head = prelude(functions, vector_math)
@@ -102,13 +107,15 @@ def nest_function(
     )
 
 
-def _overwriting(graph: Graph, shared: Shared, updates: Mapping[Value, Value], is_checked: bool) -> Iterator[str]:
-    """What copies new values to inputs, when everything has been read and nothing can fail any more."""
-    if updates and is_checked:
-        yield "  if (*status) return;"
-    for old, new in updates.items():
-        size = old.size * BYTES[old.dtype]
-        yield f"  __builtin_memcpy((void *)x{graph.inputs.index(old)}, scratch + {shared.places[new]}, {size});"
+def _buffers_of(graph: Graph, state: Kernels, updates: Mapping[Value, Value]) -> list[tuple[Buffer, Buffer]]:
+    """The buffers of new values, and of the inputs that they overwrite."""
+    inputs = dict(zip(graph.inputs, state.inputs, strict=True))
+    outputs = dict(zip(graph.outputs, state.outputs, strict=True))
+    return [(outputs[new], inputs[old]) for old, new in updates.items()]
+
+
+def _bytes(buffer: Buffer) -> int:
+    return buffer.size * BYTES[buffer.dtype]
 
 
 _DTYPES = {f"gemm_{kind}": dtype for dtype, kind in C_TYPES.items()}
@@ -124,7 +131,7 @@ def _call(kernel: Any) -> Call:
 
 
 def _parameters(names: Mapping[Buffer, str], state: Kernels, libraries: Sequence[str]) -> str:
-    inputs = [f"const {C_TYPES[b.dtype]} *{names[b]}" for b in state.inputs if names[b].startswith("x")]
+    inputs = [f"{C_TYPES[b.dtype]} *{names[b]}" for b in state.inputs if names[b].startswith("x")]
     outputs = [f"{C_TYPES[b.dtype]} *restrict {names[b]}" for b in state.outputs if names[b].startswith("y")]
     return ", ".join([*inputs, *outputs, *(f"gemm {name}" for name in libraries), "char *restrict scratch"])
 
@@ -172,7 +179,7 @@ def scratch_places(kernels: Sequence[Any], given: set[Buffer]) -> tuple[dict[Buf
     for position, kernel in enumerate(kernels):
         for buffer in kernel.written_buffers():
             if buffer not in given and buffer not in places:
-                size = _aligned(buffer.size * BYTES[buffer.dtype])
+                size = _aligned(_bytes(buffer))
                 places[buffer] = offset = _gap(alive, size)
                 alive = sorted([*alive, (offset, offset + size, buffer)], key=lambda one: one[0])
                 most = max(most, offset + size)

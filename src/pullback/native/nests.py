@@ -12,7 +12,7 @@ LONGEST = 100  # operations of one nest: compilers, and what walks through entri
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Store:
-    """An entry is written to an buffer.
+    """An entry is written to a buffer.
 
     layout: where, for each position of the domain.
     """

@@ -44,7 +44,7 @@ class Translation:
             self.kernels.append(Nest(target.layout.shape, (Store(target.buffer, target.layout, entry),)))
 
     def stored(self, value: Value) -> Read:
-        """The value in an buffer, in whatever layout."""
+        """The value in a buffer, in whatever layout."""
         entry = self.entries[value]
         if not isinstance(entry, Read):
             target = self.new(value.shape, value.dtype)
@@ -64,7 +64,7 @@ class Translation:
         return found
 
     def define(self, value: Value, entry: Entry) -> None:
-        """Let an entry stand for a value; written to an buffer if several will read it, and it is long."""
+        """Let an entry stand for a value; written to a buffer if several will read it, and it is long."""
         self.entries[value] = entry
         is_long = entry.is_heavy or entry.operations > CHEAP
         if entry.operations > LONGEST or (is_long and self.uses[value] > 1):

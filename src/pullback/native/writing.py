@@ -20,7 +20,7 @@ class Call:
     """A function of C, and what it is called with.
 
     text: the function, with `NAME` for its name.
-    arguments: an buffer, and how many elements behind its first one the pointer stands.
+    arguments: a buffer, and how many elements behind its first one the pointer stands.
     batch: how often it is called, and by how many elements each pointer moves on each time.
     library: the function of a library that it is given first; "" for none.
     is_checked: whether it is given, last, a pointer to what it sets where a condition does not hold.
