@@ -81,14 +81,15 @@ def oriented(product: Product, often: bool) -> Product:
 
     often: whether its operands are read by many products, so that a copy pays.
     """
-    _, rows, columns, _ = product.extents
+    _, rows, columns, terms = product.extents
     straight, turned = _has_unit(product.b, 2), _has_unit(product.a, 1)
     wide = vector_bytes() // BYTES[product.c.dtype]
     if straight and (columns >= min(wide, rows) or not turned) and (columns > 1 or not _is_dot(product)):
         return product
     if turned and rows > 1:
         return product.transposed()
-    if _is_dot(product) and min(rows, columns) < 8 and not often:
+    few = 32 if terms >= 8 * wide else 8
+    if _is_dot(product) and min(rows, columns) < few and not often:
         return replace(product, way="dots")
     return product if columns >= rows else product.transposed()
 

@@ -24,6 +24,7 @@ class Translation:
         self.kernels: list[Any] = []
         self.entries: dict[Value, Entry] = {}
         self.inputs: dict[Value, Buffer] = {}
+        self.viewed: dict[Value, Node] = {}
         self.copies: dict[tuple[Buffer, Layout], Read] = {}
         self.uses = _uses(graph)
         self.operands = Counter(v for n in graph.nodes if n.op in MULTIPLIES for v in n.inputs)
@@ -44,13 +45,24 @@ class Translation:
             self.kernels.append(Nest(target.layout.shape, (Store(target.buffer, target.layout, entry),)))
 
     def stored(self, value: Value) -> Read:
-        """The value in a buffer, in whatever layout."""
+        """The value in a buffer, in whatever layout: a view in that of the value that it is a view of."""
         entry = self.entries[value]
-        if not isinstance(entry, Read):
+        if not isinstance(entry, Read) and (seen := self._view_of_stored(value)) is not None:
+            self.entries[value] = entry = seen
+        elif not isinstance(entry, Read):
             target = self.new(value.shape, value.dtype)
             self.store(target, entry)
             self.entries[value] = entry = target
         return entry
+
+    def _view_of_stored(self, value: Value) -> Read | None:
+        """The value as a view of another one, which is stored for that; None if it is none, or of a part only."""
+        node = self.viewed.get(value)
+        if node is None or node.inputs[0].size > value.size:
+            return None
+        source = self.stored(node.inputs[0])
+        layout = VIEWS[node.op](source.layout, node)
+        return None if layout is None else Read(source.buffer, layout)
 
     def broadcast(self, value: Value, shape: Sequence[int]) -> Entry:
         """The entry of a value repeated to a shape; what is long to compute is computed once."""

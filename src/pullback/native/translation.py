@@ -122,6 +122,7 @@ def _view(state: Translation, node: Node) -> None:
     """A view of everything that the value reads; where there is none, the value is written down first."""
     source, (result,) = node.inputs[0], node.results
     view = VIEWS[node.op]
+    state.viewed[result] = node
     entry = transformed(state.entries[source], lambda layout: view(layout, node))
     if entry is None and not isinstance(state.entries[source], Read):
         state.stored(source)
