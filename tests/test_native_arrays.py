@@ -1,6 +1,8 @@
 """Array programs as machine code, beside the same operators of PyTorch's."""
 
+import gc
 import math
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -382,6 +384,20 @@ def test_calls_keep_no_memory_and_results_are_fresh() -> None:
     for _ in range(20):
         run(*tensors)
     assert len(run.__globals__["pool"]) == before == 1
+
+
+def test_a_program_is_freed_with_its_last_reference() -> None:
+    graph, tensors = random_graph(4)
+    program = emit_loops(graph, plain=True)
+    program.run(*tensors)
+    gc.collect()
+    gc.disable()
+    try:
+        run = weakref.ref(program.run)
+        del program
+        assert run() is None
+    finally:
+        gc.enable()
 
 
 def test_threads_share_a_program() -> None:
