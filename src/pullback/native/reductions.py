@@ -88,8 +88,7 @@ def is_float(node: Node) -> bool:
 
 
 def _reduces_floats(node: Node) -> bool:
-    (*results,) = node.results
-    return len(results) == 1 and results[0].dtype in FLOATS and node.inputs[0].dtype in C_TYPES
+    return len(node.results) == 1 and node.results[0].dtype in FLOATS and node.inputs[0].dtype in C_TYPES
 
 
 _OF_FLOATS = ("_softmax", "_log_softmax", "_softmax_backward_data", "_log_softmax_backward_data")
