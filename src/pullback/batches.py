@@ -49,8 +49,8 @@ class BatchJacobian(Jacobian):
         searched = self.order == "auto" or isinstance(self.order, Search)
         chosen = [self.order, "forward"] if searched and columns < rows else [self.order]
         tasks = [batch_task(call.captured.graph, sources, outputs, call.title, order == "forward") for order in chosen]
-        if self.apart:
-            tasks = [replace(task, batch=None) for task in tasks]
+        batches = [None if self.apart else task.batch for task in tasks]
+        tasks = [replace(t, returns_outputs=call.keeps_outputs, batch=b) for t, b in zip(tasks, batches, strict=True)]
         compiled = [call.derivative(t, o, "batch_jacobian") for t, o in zip(tasks, chosen, strict=True)]
         return min(compiled, key=lambda one: one.plan().seconds)
 

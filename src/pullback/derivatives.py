@@ -93,6 +93,7 @@ class CapturedCall:
     plain: whether the program will run on plain tensors only, outside all traces.
     name, title: what the function is called, and that with the place where it stands, for messages.
     backend: what the program is to be made by.
+    keeps_outputs: whether the program returns the function's own results though nobody asks for them.
     """
 
     captured: Captured
@@ -103,6 +104,7 @@ class CapturedCall:
     name: str
     title: str
     backend: str | Auto = "auto"
+    keeps_outputs: bool = False
 
     @property
     def outputs(self) -> tuple[Any, ...]:
@@ -116,7 +118,8 @@ class CapturedCall:
         bare = replace(self, captured=replace(self.captured, lifted=(), constants=()))  # keeps no tensor alive
 
         def compiled(graph: Graph, fuse: bool) -> Callable[..., Any]:
-            call = replace(bare, captured=replace(bare.captured, graph=graph), fuse=fuse, plain=fuse)
+            captured = replace(bare.captured, graph=graph)
+            call = replace(bare, captured=captured, fuse=fuse, plain=fuse, keeps_outputs=True)
             return kind.compile(call).run
 
         return Bridge(self.captured.graph, run, compiled)
@@ -249,6 +252,7 @@ class Gradient:
         output, aux, count = call.result(self.has_aux, len(sources))
         self._check_scalar(call, output, count)
         task = jacobian_task(call.captured.graph, sources, [0], ["loss"])
+        task = replace(task, returns_outputs=call.keeps_outputs or self.with_value or self.has_aux)
         compiled = call.derivative(task, self.order, "grad")
         gradient = call.structure(self.argnums, 0)
         value = (output, aux) if self.has_aux else output
@@ -306,6 +310,7 @@ class Jacobian:
             return Executable(run, rebuilder(structure), as_node=call.bridge(run, replace(self, chunk_size=None)))
         names = ["output"] if count == 1 else [f"output_{k}" for k in range(count)]
         task = jacobian_task(call.captured.graph, sources, range(count), names)
+        task = replace(task, returns_outputs=call.keeps_outputs or self.has_aux)
         compiled = call.derivative(task, self.order, "jacobian")
         return Executable.of(compiled, structure, call.bridge(compiled.program.run, self))
 

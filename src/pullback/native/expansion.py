@@ -15,7 +15,7 @@ import numpy as np
 from ..dtypes import dtype_name
 from ..graph import Graph, Node, Value, replace_values
 from ..promotion import promote
-from .arrays import Array, Batch, NotScalar, concatenate, pointwise, uniform
+from .arrays import Array, Batch, NotScalar, concatenate, pointwise, uniform, with_samples
 from .formulas import POINTWISE
 from .scalars import DTYPES, FLOATING, Scalar, Table
 from .structure import STRUCTURE
@@ -96,7 +96,7 @@ def expand(graph: Graph) -> Expansion:
             return _expanded(graph, batches)
         except NotScalar as error:
             problem = problem or error
-    raise problem or NotScalar("it has no inputs")
+    raise problem or NotScalar("it is given many entries, and no result has an axis for samples")
 
 
 def _check_types(graph: Graph) -> None:
@@ -135,14 +135,24 @@ def _expanded(graph: Graph, batches: Mapping[Value, int]) -> Expansion:
             raise NotScalar(f"it has more than {5 * LARGEST:,} operations")
     outputs = tuple(known[v] if isinstance(v, Value) else _refused(v) for v in graph.outputs)
     samples = next((value.shape[axis] for value, axis in batches.items()), None)
-    if samples is not None and any(a.batch is None for a in outputs):
-        raise NotScalar("a result belongs to no sample")
+    if samples is not None:
+        outputs = tuple(_for_each_sample(a, samples) for a in outputs)
     found = Expansion(inputs, outputs, samples, table)
     count = sum(x.op not in ("input", "constant", "zero") for x in found.operations())
     count += sum(a.entries.size for a in outputs)
     if count > LARGEST:
         raise NotScalar(f"it has {count:,} scalar operations, and {LARGEST:,} are the most")
     return found
+
+
+def _for_each_sample(array: Array, samples: int) -> Array:
+    """A result that is the same for all samples, as one that has an axis for them."""
+    if array.batch is not None:
+        return array
+    if not array.shape or array.shape[0] != samples:
+        raise NotScalar("a result belongs to no sample")
+    batch = Batch(0, 1, 1)
+    return replace(array, entries=with_samples(array, batch), batch=batch)
 
 
 def _refused(output: Any) -> Array:
@@ -172,6 +182,8 @@ def _results(node: Node, known: Mapping[Value, Array], table: Table) -> Iterator
         found = _apply(node, known, table)
     except NotScalar as error:
         raise NotScalar(f"{node.op}: {error}") from None
+    except (TypeError, ValueError, IndexError) as error:  # arguments that no rule has been written for
+        raise NotScalar(f"{node.op} with such arguments: {error}") from error
     results = found if isinstance(found, tuple) else (found,)
     for value, array in zip(node.outputs, results, strict=len(node.outputs) == len(results)):
         if value is not None:

@@ -5,7 +5,7 @@ One entry an operator: how its operands are converted, and the formula of one en
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import sqrt
+from math import fmod, sqrt
 from typing import Any
 
 from .arrays import NotScalar
@@ -70,6 +70,14 @@ def _clamp_max(x: Scalar, bound: Scalar | None) -> Scalar:
 
 def _clamp(x: Scalar, low: Scalar | None = None, high: Scalar | None = None) -> Scalar:
     return _clamp_max(_clamp_min(x, low), high)
+
+
+def _remainder_of_truncation(x: Scalar, y: Scalar) -> Scalar:
+    if x.dtype in FLOATING:
+        return x.call("fmod", y)
+    if x.op != "constant" or y.op != "constant" or y.payload == 0:
+        raise NotScalar("it divides integers")
+    return x.table.constant(int(fmod(x.payload, y.payload)), x.dtype)
 
 
 def _sign(x: Scalar) -> Scalar:
@@ -190,8 +198,8 @@ _FORMULAS: dict[str, Pointwise] = {
     "atan2.default": _plain(lambda x, y: x.call("atan2", y), floating=True),
     "hypot.default": _plain(lambda x, y: x.call("hypot", y), floating=True),
     "copysign.Tensor": _plain(lambda x, y: x.call("copysign", y), floating=True),
-    "fmod.Tensor": _plain(lambda x, y: x.call("fmod", y), floating=True),
-    "fmod.Scalar": _plain(lambda x, y: x.call("fmod", y), floating=True),
+    "fmod.Tensor": _plain(_remainder_of_truncation),
+    "fmod.Scalar": _plain(_remainder_of_truncation),
     "xlogy.Tensor": _plain(_xlogy, floating=True),
     "maximum.default": _plain(_maximum),
     "minimum.default": _plain(_minimum),

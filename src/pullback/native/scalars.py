@@ -5,6 +5,7 @@ could change a result: `0 * x` stays, since x may be infinite; `x + 0` stays, si
 zero, an entry that a placement left empty, is absent from sums and wipes out products.
 """
 
+import operator
 import struct
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 
 FLOATING = ("float64", "float32")
-DTYPES = (*FLOATING, "int64", "int32", "bool")
+DTYPES = (*FLOATING, "int64", "int32", "int16", "int8", "uint8", "bool")
+_COMPARISONS = {name: getattr(operator, name) for name in "lt le gt ge eq ne".split()}
 _COMMUTATIVE = frozenset(("add", "mul", "eq", "ne", "and", "or", "xor"))
 
 
@@ -75,12 +77,15 @@ class Scalar:
 
     def compare(self, op: str, other: "Scalar | float") -> "Scalar":
         """A comparison: "lt", "le", "gt", "ge", "eq" or "ne"."""
+        other = self.table.lift(other, self.dtype)
+        if self.op == other.op == "constant":
+            return self.table.constant(_COMPARISONS[op](self.payload, other.payload), "bool")
         return self.call(op, other, dtype="bool")
 
     def where(self, yes: "Scalar", no: "Scalar") -> "Scalar":
         """`yes` where this condition holds, `no` elsewhere."""
-        if yes is no:
-            return yes
+        if yes is no or self.op == "constant":
+            return yes if yes is no or self.payload else no
         return self.table.make("where", yes.dtype, self, yes, no)
 
     def is_zero(self) -> bool:

@@ -11,21 +11,26 @@ tells it of the vectors' versions in glibc's libmvec, which are right to 4 units
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import copysign, isfinite, isnan
 from typing import Any
 
 from .arrays import Array
 from .expansion import Expansion
 from .scalars import FLOATING, Scalar
+from .transposition import transposition
 
 C_TYPES: Mapping[str, str] = {
     "float64": "double",
     "float32": "float",
     "int64": "int64_t",
     "int32": "int32_t",
+    "int16": "int16_t",
+    "int8": "int8_t",
+    "uint8": "uint8_t",
     "bool": "_Bool",
 }
-_SIZES = {"float64": 8, "float32": 4, "int64": 8, "int32": 4, "bool": 1}
+_SIZES = {"float64": 8, "float32": 4, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
 TILE = 64
 TILE_BYTES = 32_768
 
@@ -67,7 +72,14 @@ def write(expansion: Expansion, name: str, *, vectors: bool) -> Source:
     parameters = [f"const {C_TYPES[expansion.inputs[k].dtype]} *{_input(k)}" for k in used]
     parameters += [f"{C_TYPES[a.dtype]} *restrict output_{k}" for k, a in enumerate(expansion.outputs)]
     parameters += ["int64_t samples"] if expansion.samples else []
-    head = ["#include <stdint.h>", "", *_declarations(ordered, vectors), f"void {name}({', '.join(parameters)})", "{"]
+    head = [
+        "#include <stdint.h>",
+        "",
+        *writer.helpers(),
+        *_declarations(ordered, vectors),
+        f"void {name}({', '.join(parameters)})",
+        "{",
+    ]
     return Source("\n".join([*head, *writer.lines(), "}", ""]), name, tuple(used), len(ordered))
 
 
@@ -159,6 +171,10 @@ class _Writer:
     def __init__(self, expansion: Expansion, ordered: Sequence[Scalar], used: Sequence[int]) -> None:
         self.expansion, self.ordered, self.used = expansion, ordered, used
 
+    def helpers(self) -> list[str]:
+        """Functions that the body calls."""
+        return []
+
     def operand(self, x: Scalar) -> str:
         """How an expression is referred to."""
         if x.op in ("constant", "zero"):
@@ -196,9 +212,19 @@ class _Single(_Writer):
 class _Batched(_Writer):
     """A loop over tiles of samples."""
 
+    def __init__(self, expansion: Expansion, ordered: Sequence[Scalar], used: Sequence[int]) -> None:
+        super().__init__(expansion, ordered, used)
+        self.read_entries = self._read_entries()
+
+    def helpers(self) -> list[str]:
+        """The transpositions that there are blocks for."""
+        arrays = [self.expansion.inputs[k] for k in self.read_entries] + [*self.expansion.outputs]
+        kinds = sorted({C_TYPES[a.dtype] for a in arrays if _blocks(a)})
+        guard = ["#ifndef __has_builtin", "#define __has_builtin(x) 0", "#endif", ""]
+        return [*(guard if kinds else []), *map(transposition, kinds)]
+
     def lines(self) -> Iterator[str]:
         """The body of the function."""
-        self.read_entries = self._read_entries()
         yield f"  enum {{ TILE = {self._width()} }};"
         yield from self._tiles()
         fixed = [x for x in self.ordered if not x.varies and x.op not in ("constant", "zero")]
@@ -224,6 +250,11 @@ class _Batched(_Writer):
         for x in self.ordered:
             if x.op == "input" and x.varies:
                 found.setdefault(x.payload[0], []).append(x.payload[1])
+        for number, entries in found.items():
+            array = self.expansion.inputs[number]
+            if _blocks(array) and 2 * len(entries) >= array.entries.size:
+                before, _, width = array.layout()
+                found[number] = [(p, q) for p in range(before) for q in range(width)]
         return {number: sorted(entries) for number, entries in found.items()}
 
     def _width(self) -> int:
@@ -243,7 +274,7 @@ class _Batched(_Writer):
 
     @staticmethod
     def _tile(name: str, dtype: str, rows: int) -> str:
-        return f"  {C_TYPES[dtype]} {name}[{rows}][TILE] __attribute__((aligned(64)));"
+        return f"  {C_TYPES[dtype]} {name}[{max(rows, 8)}][TILE] __attribute__((aligned(64)));"
 
     def _results(self, varies: bool) -> Iterator[tuple[int, int, Scalar]]:
         for number, array in enumerate(self.expansion.outputs):
@@ -262,13 +293,22 @@ class _Batched(_Writer):
     def _loads(self) -> Iterator[str]:
         """Bring the entries of a tile's samples together; the last sample stands for those that are missing."""
         for number, entries in self.read_entries.items():
-            _, _, width = self.expansion.inputs[number].layout()
-            name = _input(number)
-            yield "    for (int lane = 0; lane < TILE; ++lane) {"
-            yield "      const int64_t sample = first + (lane < left ? lane : left - 1);"
-            for row, (before, behind) in enumerate(entries):
-                yield f"      tile_{number}[{row}][lane] = {name}[{_place(before, width, behind)}];"
-            yield "    }"
+            array = self.expansion.inputs[number]
+            before, _, width = array.layout()
+            starts = _blocks(array) if len(entries) == before * width else []
+            yield "    for (int64_t lane = 0; lane < TILE; lane += 8) {"
+            for p in range(before if starts else 0):
+                yield f"      if (first + lane + {_reach(width)} <= samples) {{" if p == 0 else ""
+                for q in starts:
+                    at = f"{_input(number)} + {_place(p, width, q, 'first + lane')}"
+                    to = f"&tile_{number}[{p * width + q}][lane]"
+                    yield f"        transpose_{C_TYPES[array.dtype]}({at}, {width}, {to}, TILE);"
+            yield "        continue;\n      }" if starts else ""
+            yield "      for (int64_t k = lane; k < lane + 8; ++k) {"
+            yield "        const int64_t sample = first + (k < left ? k : left - 1);"
+            for row, (p, q) in enumerate(entries):
+                yield f"        tile_{number}[{row}][k] = {_input(number)}[{_place(p, width, q)}];"
+            yield "      }\n    }"
 
     def _loop(self) -> Iterator[str]:
         yield "    #pragma omp simd"
@@ -289,15 +329,42 @@ class _Batched(_Writer):
     def _store(self, number: int, array: Array) -> Iterator[str]:
         """Put a tile's results back: sample by sample, and within one in the order of memory."""
         before, _, width = array.layout()
-        yield "    for (int64_t lane = 0; lane < left; ++lane) {"
-        yield "      const int64_t sample = first + lane;"
-        for k in range(before):
-            at = f"output_{number}[{_place(k, width, 'k')}] = result_{number}[{k * width} + k][lane]"
-            yield f"      for (int k = 0; k < {width}; ++k) {at};"
-        yield "    }"
+        starts = _blocks(array)
+        yield "    for (int64_t lane = 0; lane < left; lane += 8) {"
+        if starts:
+            yield f"      if (first + lane + {_reach(width)} <= samples) {{"
+            for p, q in product(range(before), starts):
+                to = f"output_{number} + {_place(p, width, q, 'first + lane')}"
+                at = f"&result_{number}[{p * width + q}][lane]"
+                yield f"        transpose_{C_TYPES[array.dtype]}({at}, TILE, {to}, {width});"
+            yield "        continue;\n      }"
+        yield "      const int64_t end = first + lane + 8 < samples ? first + lane + 8 : samples;"
+        yield "      for (int64_t sample = first + lane; sample < end; ++sample) {"
+        for p in range(before):
+            at = f"output_{number}[{_place(p, width, 'k')}] = result_{number}[{p * width} + k][sample - first]"
+            yield f"        for (int k = 0; k < {width}; ++k) {at};"
+        yield "      }\n    }"
 
 
-def _place(before: int, width: int, behind: int | str) -> str:
+def _blocks(array: Array) -> list[int]:
+    """Where the blocks of eight begin into which a sample's entries are cut; the last two may overlap.
+
+    What has fewer than eight entries is one block, which reaches into the samples behind it, so that there must be some.
+    """
+    if array.batch is None or array.dtype not in FLOATING:
+        return []
+    before, _, width = array.layout()
+    if width == 1 or (width < 8 and before > 1):
+        return []
+    return [min(start, max(width - 8, 0)) for start in range(0, width, 8)]
+
+
+def _reach(width: int) -> int:
+    """How many samples there must be from the first of eight on, for them to be moved as blocks."""
+    return 8 if width >= 8 else 16
+
+
+def _place(before: int, width: int, behind: int | str, sample: str = "sample") -> str:
     """A position in a tensor in C: what stands ahead of the sample's number, the sample's, what stands behind."""
-    sample = f"({before} * samples + sample)" if before else "sample"
-    return f"{sample} * {width} + {behind}" if width > 1 else sample
+    place = f"({before} * samples + {sample})" if before else f"({sample})"
+    return f"{place} * {width} + {behind}" if width > 1 else place

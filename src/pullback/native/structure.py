@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array, NotScalar, concatenate, each, embed, matmul, pointwise, uniform, with_samples
+from .arrays import Array, NotScalar, aligned, concatenate, each, embed, matmul, pointwise, uniform, with_samples
 from .formulas import POINTWISE
 from .scalars import Scalar
 
@@ -100,6 +100,25 @@ def _slice_backward(x: Array, sizes: Sequence[int], dim: int, start: int, stop: 
     return embed(x, sizes, {dim: slice(start, None if stop >= _END else stop, step)})
 
 
+def _slice_scatter(
+    x: Array, source: Array, dim: int = 0, start: int | None = None, stop: int | None = None, step: int = 1
+) -> Array:
+    """Entries put in place of others."""
+    dim = x.dim(dim)
+    batch = x.batch or source.batch
+    if batch is not None and batch.axis == dim:
+        raise NotScalar("it writes over samples")
+    base, given = (a.entries if batch is None else with_samples(a, batch) for a in (x, source))
+    base = base.copy()
+    base[(slice(None),) * dim + (slice(start, None if stop is not None and stop >= _END else stop, step),)] = given
+    return replace(x, entries=base, batch=batch)
+
+
+def _select_scatter(x: Array, source: Array, dim: int, index: int) -> Array:
+    dim, index = x.dim(dim), index % x.shape[x.dim(dim)]
+    return _slice_scatter(x, source.unsqueeze(dim), dim, index, index + 1)
+
+
 def _diagonal_backward(x: Array, sizes: Sequence[int], offset: int, first: int, second: int) -> Array:
     """The last axis along the diagonal of two: an axis for each of them, of which one is looked up by the other."""
     first, second, length = first % len(sizes), second % len(sizes), x.shape[x.within(-1)]
@@ -159,11 +178,33 @@ def _index_add(x: Array, dim: int, index: Array, source: Array, *, alpha: float 
     base = x.entries if batch is None else with_samples(x, batch)
     added = source.entries if batch is None else with_samples(source, batch)
     dim = x.within(dim) if batch is None else replace(x, batch=batch).within(dim)
-    base = each(lambda e: e.table.zero(e.dtype) if e.is_number(0) else e, base)
+    base = each(lambda e: e.table.zero(e.dtype) if e.is_number(0) else e, base).copy()
     moved, pieces = np.moveaxis(base, dim, 0), np.moveaxis(added, dim, 0)
     for k, position in enumerate(known_integers(index).reshape(-1)):
-        moved[position] = each(lambda a, b: a + b * alpha, moved[position], pieces[k])
+        moved[position] = each(lambda a, b: a + b * alpha, moved[position], pieces[k])[()]
     return Array(base, x.shape, x.dtype, batch)
+
+
+def _index_put(x: Array, indices: Sequence[Array | None], values: Array, accumulate: bool = False) -> Array:
+    """Entries put, or added, at positions that are known; what is added to zeros is put there."""
+    arrays = {d: known_integers(i) for d, i in enumerate(indices) if i is not None and i.dtype != "bool"}
+    places = [d for d, i in enumerate(indices) if i is not None]
+    if [*arrays] != list(range(places[0], places[-1] + 1)):
+        raise NotScalar("it indexes axes that lie apart, or by a mask")
+    front = places[0]
+    tables = np.broadcast_arrays(*arrays.values())
+    if x.batch is None and values.batch is not None:
+        axis = values.batch.axis + len(x.shape) - len(places) + tables[0].ndim - len(values.shape)
+        at = replace(values.batch, axis=axis if axis < front else axis - tables[0].ndim + len(places))
+        x = replace(x, entries=with_samples(x, at), batch=at)
+    (like, given), _, _ = aligned([_index(x, indices), values])
+    given = np.broadcast_to(given, like.shape)
+    base = each(lambda e: e.table.zero(e.dtype) if accumulate and e.is_number(0) else e, x.entries).copy()
+    for place in np.ndindex(*tables[0].shape):
+        key = (slice(None),) * front + tuple(table[place] for table in tables)
+        piece = given[(slice(None),) * front + place]
+        base[key] = each(lambda a, b: a + b, base[key], piece)[()] if accumulate else piece
+    return replace(x, entries=base)
 
 
 # ---------------------------------------------------------------- reductions
@@ -273,10 +314,14 @@ _RULES: dict[str, Rule] = {
     "select_backward.default": _select_backward,
     "slice_backward.default": _slice_backward,
     "diagonal_backward.default": _diagonal_backward,
+    "slice_scatter.default": _slice_scatter,
+    "select_scatter.default": _select_scatter,
     "index_select.default": _index_select,
     "gather.default": _gather,
     "index.Tensor": _index,
     "index_add.default": _index_add,
+    "index_put.default": _index_put,
+    "_unsafe_index_put.default": _index_put,
     "sum.default": _sum,
     "sum.dim_IntList": _sum,
     "mean.default": _mean,
