@@ -5,12 +5,14 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from math import inf
 
 from ..cost import CostModel, shipped_model
 from ..errors import ArgumentError, NativeError
 from ..graph import FLOATING, Graph, Value
+from ..native.prediction import CALL, COMPILER
 from .inductor import emit_inductor
-from .native import emit_native
+from .native import emit_native, offer_of_native
 from .offers import BackEnd, Declined, Offer
 from .prediction import predicted_seconds
 from .program import Program
@@ -42,7 +44,7 @@ def _offer_of_inductor(graph: Graph, model: CostModel) -> Offer:
 
 BACKENDS: Mapping[str, BackEnd] = {
     "python": BackEnd(emit_python, _offer_of_python),
-    "native": BackEnd(emit_native, None, gives_way=True),
+    "native": BackEnd(emit_native, offer_of_native, gives_way=True, at_best=Offer(CALL, COMPILER)),
     "inductor": BackEnd(emit_inductor, _offer_of_inductor),
 }
 DEFAULT = "python"
@@ -83,8 +85,8 @@ def choose(graph: Graph, backend: str | Auto, *, plain: bool, model: CostModel) 
     if isinstance(backend, str) and backend != "auto":
         return Choice(backend, "asked for", _promised(graph, backend, model), not BACKENDS[backend].gives_way)
     calls = backend.calls if isinstance(backend, Auto) else CALLS
-    offers, reasons = _offers(graph, model)
-    total = {name: one.build + calls * one.seconds for name, one in offers.items()}
+    offers, reasons = _offers(graph, model, calls)
+    total = {name: one.total(calls) for name, one in offers.items()}
     best = min(total, key=total.__getitem__)
     for name in offers.keys() - {best}:
         reasons[name] = f"{calls:,} calls take {total[best]:.2g} s, with {name} {total[name]:.2g} s, building included"
@@ -138,11 +140,15 @@ def _warn(problem: str) -> None:
     warnings.warn(problem, RuntimeWarning, stacklevel=2)
 
 
-def _offers(graph: Graph, model: CostModel) -> tuple[dict[str, Offer], dict[str, str]]:
+def _offers(graph: Graph, model: CostModel, calls: int) -> tuple[dict[str, Offer], dict[str, str]]:
     """What the back ends promise, and why some do not."""
-    offers, reasons = {}, {}
+    offers: dict[str, Offer] = {}
+    reasons: dict[str, str] = {}
     for name, one in BACKENDS.items():
+        best = min((offer.total(calls) for offer in offers.values()), default=inf)
         try:
+            if one.at_best.total(calls) > best:
+                raise Declined(f"{calls:,} calls take {best:.2g} s, less than building")
             if one.offer is not None:
                 offers[name] = one.offer(graph, model)
         except Declined as reason:

@@ -19,6 +19,10 @@ class Offer:
     seconds: float
     build: float
 
+    def total(self, calls: int) -> float:
+        """Seconds that so many calls take, building included."""
+        return self.build + calls * self.seconds
+
 
 class Declined(Exception):
     """A back end leaves a graph to others; says why."""
@@ -32,8 +36,10 @@ class BackEnd:
         graph is left to others.
     offer: what it promises; None if it is taken only where it is asked for.  Raises Declined.
     gives_way: whether generated Python serves where this one is asked for by name, and cannot make a program.
+    at_best: what it promises for the smallest graph, so that nothing is worked out where that is too much already.
     """
 
     emit: Callable[..., Program]
     offer: Callable[[Graph, CostModel], Offer] | None
     gives_way: bool = False
+    at_best: Offer = Offer(0.0, 0.0)

@@ -349,7 +349,7 @@ class _Batched(_Writer):
 def _blocks(array: Array) -> list[int]:
     """Where the blocks of eight begin into which a sample's entries are cut; the last two may overlap.
 
-    What has fewer than eight entries is one block, which reaches into the samples behind it, so that there must be some.
+    What has fewer than eight entries is one block, which reaches into the samples behind it: there must be some.
     """
     if array.batch is None or array.dtype not in FLOATING:
         return []
