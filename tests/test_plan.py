@@ -197,10 +197,10 @@ def test_wrong_orders_are_refused(order: object, said: str) -> None:
 def test_a_plan_in_words() -> None:
     text = str(pullback.jacobian(dense_layers).plan(torch.ones(4, 9), [w.float() for w in weights_of((9, 4, 3, 2))]))
     head, table, code = text.split("\n\n", 2)
-    rows = dict(line.split("  ", 1) for line in head.splitlines())
-    assert {key.strip(): value.strip() for key, value in rows.items()} == {
+    rows = {key.strip(): value.strip() for key, value in (line.split("  ", 1) for line in head.splitlines())}
+    assert rows.pop("back end").startswith("python (native: ")  # what a compiler would take, or that there is none
+    assert rows == {
         "order": "reverse",
-        "back end": "python (the only one)",
         "vertices eliminated": "3",
         "paths from output to inputs": "1",
         "edge products performed": "3",
