@@ -46,6 +46,8 @@ def test_methods_do_what_their_operators_do(op: str) -> None:
         if functional(op) in ("aten.addmm.default", "aten.addmv.default"):
             matrix, other = torch.rand(2, 3), torch.rand(3, 2) if "addmm" in op else torch.rand(3)
             args = (torch.rand(2, 2) if "addmm" in op else torch.rand(2), matrix, other)
+        if functional(op) == "aten.baddbmm.default":
+            args = (torch.rand(2, 3, 3), torch.rand(2, 3, 4), torch.rand(2, 4, 3))
         if functional(op) == "aten.copy.default":
             args = (torch.rand(2), torch.rand(2))
         if functional(op) == "aten.zero.default":

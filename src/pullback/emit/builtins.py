@@ -305,7 +305,8 @@ _METHODS = """
 relu_.default sigmoid_.default tanh_.default exp_.default log_.default neg_.default sin_.default cos_.default
 sqrt_.default rsqrt_.default reciprocal_.default mul_.Tensor add_.Tensor sub_.Tensor div_.Tensor clamp_min_.default
 add_.Scalar sub_.Scalar mul_.Scalar div_.Scalar lerp_.Scalar lerp_.Tensor addcmul_.default addcdiv_.default
-addmm_.default addmv_.default copy_.default zero_.default fill_.Scalar clamp_.default clamp_max_.default
+addmm_.default baddbmm_.default addmv_.default copy_.default zero_.default fill_.Scalar clamp_.default
+clamp_max_.default
 """
 # Written as methods; they stand in programs on plain tensors, where emission itself put them.
 METHODS = frozenset(f"aten.{op}" for op in _METHODS.split())

@@ -81,6 +81,8 @@ def _elementwise(expression: Contraction, tensors: Tensors) -> Value | None:
     numbers = [f.value for f in expression.factors if f.value.dtype != "bool"]
     if not numbers or not all(_broadcasts(f, axes, shape) for f in expression.factors):
         return None
+    if len(numbers) > 1 and any(v.shape == shape and tensors.is_turned(v) for v in numbers):
+        return None
     product = tensors.scale(numbers[0], expression.scale)
     for value in numbers[1:]:
         product = tensors.multiply(product, value)
@@ -248,10 +250,19 @@ def multiply(a: Labelled, b: Labelled, kept: set[Label], wanted: Sequence[Label]
     left = [label for label in a.labels if label not in shared]
     right = [label for label in b.labels if label not in shared]
     if not summed or not (left or right or not batch):
-        order = tuple(_in_order({*a.labels, *b.labels}, wanted))
+        order = _as_in_memory(a, b, tensors) or tuple(_in_order({*a.labels, *b.labels}, wanted))
         product = Labelled(tensors.multiply(align(a, order, tensors), align(b, order, tensors)), order)
         return sum_out(product, kept, tensors)
-    return _matrix_product(a, b, (batch, left, summed, right), tensors)
+    return _matrix_product(a, b, (batch, left, summed, right), wanted, tensors)
+
+
+def _as_in_memory(a: Labelled, b: Labelled, tensors: Tensors) -> tuple[Label, ...] | None:
+    """The labels of the one operand that has all of them, in the order in which it lies in memory."""
+    large, small = (a, b) if a.elements >= b.elements else (b, a)
+    if not set(small.labels) <= set(large.labels):
+        return None
+    _, places = tensors.behind_permutation(large.value)
+    return tuple(label for _, label in sorted(zip(places, large.labels, strict=True), key=lambda pair: pair[0]))
 
 
 def _first_own(operand: Labelled, other: Labelled, wanted: Sequence[Label]) -> int:
@@ -266,12 +277,22 @@ def _in_order(labels: set[Label], wanted: Sequence[Label]) -> list[Label]:
 
 
 def _matrix_product(
-    a: Labelled, b: Labelled, groups: tuple[list[Label], list[Label], list[Label], list[Label]], tensors: Tensors
+    a: Labelled,
+    b: Labelled,
+    groups: tuple[list[Label], list[Label], list[Label], list[Label]],
+    wanted: Sequence[Label],
+    tensors: Tensors,
 ) -> Labelled:
     """`dot`, `mv`, `mm` or `bmm` over flattened groups of labels (batch, left, summed, right)."""
     batch, left, summed, right = groups
     if not batch and not left:
         a, b, left, right = b, a, right, left
+    if not batch and left and right:
+        outer = _outside(a, summed, tensors)
+        if outer and _pays(a, b, outer):
+            return _repeated_product(
+                a, b, (outer, [label for label in left if label not in outer], summed, right), wanted, tensors
+            )
     if not batch and not right:
         matrix = flatten(a, [left, summed] if left else [summed], tensors)
         result = tensors.matmul(matrix, flatten(b, [summed], tensors))
@@ -280,6 +301,43 @@ def _matrix_product(
     else:
         result = tensors.matmul(flatten(a, [batch, left, summed], tensors), flatten(b, [batch, summed, right], tensors))
     order = (*batch, *left, *right)
+    return Labelled(tensors.reshape(result, [label.size for label in order]), order)
+
+
+def _outside(operand: Labelled, summed: Sequence[Label], tensors: Tensors) -> list[Label]:
+    """The labels that lie in memory outside of those that are summed, if others lie inside: no matrix, but many."""
+    whole, places = tensors.behind_permutation(operand.value)
+    in_memory = [operand.labels[places.index(d)] for d in range(len(whole.shape))]
+    first = min(in_memory.index(label) for label in summed)
+    run = in_memory[first : first + len(summed)]
+    is_between = set(run) == set(summed) and 0 < first < len(in_memory) - len(summed)
+    return in_memory[:first] if is_between else []
+
+
+def _pays(a: Labelled, b: Labelled, outer: Sequence[Label]) -> bool:
+    """Whether to multiply many matrices by one costs less than to copy them into one first."""
+    each = a.elements // prod(label.size for label in outer)
+    return a.elements >= 2**14 and each >= 2**8 and b.elements <= a.elements
+
+
+def _repeated_product(
+    a: Labelled,
+    b: Labelled,
+    groups: tuple[list[Label], list[Label], list[Label], list[Label]],
+    wanted: Sequence[Label],
+    tensors: Tensors,
+) -> Labelled:
+    """`bmm` of many matrices and one that is repeated, which costs no copy."""
+    outer, left, summed, right = groups
+    many = prod(label.size for label in outer)
+    if _first_own(b, a, wanted) < min(list(wanted).index(label) if label in wanted else len(wanted) for label in left):
+        matrix = flatten(b, [right, summed], tensors)
+        one = tensors.expand(tensors.unsqueeze(matrix, 0), (many, *matrix.shape))
+        result, order = tensors.matmul(one, flatten(a, [outer, summed, left], tensors)), (*outer, *right, *left)
+    else:
+        matrix = flatten(b, [summed, right], tensors)
+        one = tensors.expand(tensors.unsqueeze(matrix, 0), (many, *matrix.shape))
+        result, order = tensors.matmul(flatten(a, [outer, left, summed], tensors), one), (*outer, *left, *right)
     return Labelled(tensors.reshape(result, [label.size for label in order]), order)
 
 

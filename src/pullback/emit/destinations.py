@@ -22,7 +22,7 @@ KERNELS: Mapping[str, str] = {
 VIEWS = frozenset(
     f"aten.{op}"
     for op in ("t.default", "permute.default", "transpose.int", "unsqueeze.default", "squeeze.dim", "expand.default")
-    + ("slice.Tensor", "select.int")
+    + ("slice.Tensor", "select.int", "diagonal.default")
 )
 RESHAPES = frozenset(f"aten.{op}.default" for op in ("view", "_unsafe_view", "reshape"))
 FLAT = RESHAPES | frozenset(

@@ -1,6 +1,6 @@
 """Small rewritings of a lowered program: the same values by a cheaper call."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,10 +9,12 @@ import torch
 from ..dtypes import torch_dtype
 from ..graph import Graph, Node, Value
 from .constants import LARGEST
+from .fusions import fuse
 
 _MEAN, _NONE = 1, 0
 _FLOATS = ("float32", "float64")
 _FEW_ROWS = 64
+_FEW_VIEWS = 8  # more are made sooner by one call
 _FULL = "aten.full.default"
 Rewriting = Callable[[Node, Mapping[Value, Node]], list[Node] | None]
 
@@ -27,7 +29,7 @@ def rewrite(graph: Graph) -> Graph:
     for node in graph.nodes:
         rewriting = REWRITINGS.get(node.op)
         nodes += (rewriting(node, producer) if rewriting is not None else None) or [node]
-    return replace(graph, nodes=tuple(nodes))
+    return fuse(replace(graph, nodes=tuple(nodes)))
 
 
 def _seeded_mean(node: Node, producer: Mapping[Value, Node]) -> list[Node] | None:
@@ -87,8 +89,41 @@ def _mean_loss(node: Node, _: Mapping[Value, Node]) -> list[Node] | None:
     ]
 
 
+def _slices(node: Node, _: Mapping[Value, Node]) -> list[Node] | None:
+    """A few parts of a tensor as views of their own: each is made sooner, or once and for all."""
+    source, _, dim = (*node.args, 0)[:3]
+    if len(node.outputs) > _FEW_VIEWS or node.kwargs:
+        return None
+    found, start, dim = [], 0, dim % len(source.shape)
+    sizes = _split_sizes(node, source.shape[dim])
+    for value, size in zip(node.outputs, sizes, strict=True):
+        args = (source, dim, start, start + size, 1)
+        found.append(replace(node, op="aten.slice.Tensor", args=args, outputs=(value,)))
+        start += size
+    return [n for n in found if n.results]
+
+
+def _split_sizes(node: Node, extent: int) -> Sequence[int]:
+    if isinstance(node.args[1], int):
+        size = max(node.args[1], 1)
+        return [min(size, extent - start) for start in range(0, max(extent, 1), size)]
+    return tuple(node.args[1])
+
+
+def _entries(node: Node, _: Mapping[Value, Node]) -> list[Node] | None:
+    """The same of `unbind`."""
+    source, dim = (*node.args, 0)[:2]
+    if len(node.outputs) > _FEW_VIEWS or node.kwargs:
+        return None
+    found = enumerate(node.outputs)
+    return [replace(node, op="aten.select.int", args=(source, dim, k), outputs=(v,)) for k, v in found if v is not None]
+
+
 REWRITINGS: Mapping[str, Rewriting] = {
     "aten.binary_cross_entropy_backward.default": _seeded_mean,
     "aten.binary_cross_entropy.default": _mean_loss,
     "aten.sum.dim_IntList": _sum_of_rows,
+    "aten.split.Tensor": _slices,
+    "aten.split_with_sizes.default": _slices,
+    "aten.unbind.int": _entries,
 }

@@ -11,21 +11,21 @@ from math import prod
 from ..expressions import Placement
 from ..graph import Value
 from ..index import Axis, Index, Label, whole_label
-from .reading import Labelled, align, is_split, one_lookup, position
+from .reading import Labelled, align, one_lookup, position, run_of
 from .tensors import Tensors
 
 
 def lower_placement(placement: Placement, shape: tuple[int, ...], tensors: Tensors) -> Value:
     """The tensor of the given shape."""
     source = Labelled(placement.value, placement.labels)
-    if all(isinstance(i, Axis) and _is_placeable(i, n) for i, n in zip(placement.axes, shape, strict=True)):
+    if all(isinstance(i, Axis) and _is_placeable(i) for i in placement.axes):
         return _place_views(source, placement.axes, shape, tensors)
     found = _scatter_along_one_axis(source, placement.axes, shape, tensors)
     return _add_flat(source, placement.axes, shape, tensors) if found is None else found
 
 
-def _is_placeable(axis: Axis, extent: int) -> bool:
-    return len(axis.parts) < 2 or is_split(axis, extent)
+def _is_placeable(axis: Axis) -> bool:
+    return len(axis.parts) < 2 or run_of(axis) is not None
 
 
 def _place_views(source: Labelled, axes: Sequence[Index], shape: tuple[int, ...], tensors: Tensors) -> Value:
@@ -67,13 +67,13 @@ def _fill_up(value: Value, dim: int, axis: Axis, extent: int, tensors: Tensors) 
     if not axis.parts:
         flat = tensors.squeeze(value, dim)
         return tensors.view_of("select_backward.default", (flat, sizes, dim, axis.offset), sizes, value)
-    label, stride = axis.parts[0]
-    start = axis.offset
+    start, count = axis.offset, value.shape[dim]
+    stride = min((s for _, s in axis.parts), key=abs)
     if stride < 0:
-        value, start, stride = tensors.flip(value, dim), axis.offset + stride * (label.size - 1), -stride
-    if label.size == extent:
+        value, start, stride = tensors.flip(value, dim), axis.offset + stride * (count - 1), -stride
+    if count == extent:
         return value
-    stop = start + stride * (label.size - 1) + 1
+    stop = start + stride * (count - 1) + 1
     return tensors.view_of("slice_backward.default", (value, sizes, dim, start, stop, stride), sizes, value)
 
 

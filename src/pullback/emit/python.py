@@ -34,6 +34,7 @@ from .overlap import NoOverlap
 from .peepholes import rewrite
 from .program import Program
 from .reuse import reuse_memory
+from .sparse_sums import add_where_nonzero
 from .stacking import slots
 from .updates import update_in_place
 from .workspace import Workspace, use_workspace
@@ -62,7 +63,7 @@ def emit_python(
     workspace = Workspace(protected)
     if plain:
         known = dict(constants(protected))
-        updated = update_in_place(protected)
+        updated = add_where_nonzero(update_in_place(protected), frozenset(known))
         placed = slots(updated, known)
         reused = reuse_memory(updated, frozenset(known), smallest=1, slots=placed)
         workspace = use_workspace(reused, frozenset(known), frozenset(old for old, _ in protected.mutations), placed)

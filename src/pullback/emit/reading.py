@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 from ..graph import Value
-from ..index import Axis, Index, Label, Lookup, is_mixed_radix, labels_of, whole_label
+from ..index import Axis, Index, Label, Lookup, labels_of, whole_label
 from ..terms import Factor
 from .tensors import Tensors
 
@@ -32,14 +32,18 @@ def read_factor(factor: Factor, tensors: Tensors) -> Labelled:
 
 
 def _is_simple(index: Index, extent: int) -> bool:
-    return isinstance(index, Axis) and (len(index.parts) < 2 or is_split(index, extent))
+    return isinstance(index, Axis) and (len(index.parts) < 2 or run_of(index) is not None)
 
 
-def is_split(axis: Axis, extent: int) -> bool:
-    """Whether an axis is its labels' mixed-radix number, and nothing of it is left out."""
+def run_of(axis: Axis) -> tuple[int, int] | None:
+    """The step and the count, if an axis of several labels is `offset + step · k` for each k that they count up."""
     parts = sorted(axis.parts, key=lambda part: -part[1])
-    whole = prod(label.size for label, _ in parts) == extent
-    return axis.offset == 0 and whole and is_mixed_radix(parts) and (not parts or parts[-1][1] == 1)
+    step = count = parts[-1][1]
+    for label, stride in reversed(parts):
+        if stride != count or stride < 1:
+            return None
+        count *= label.size
+    return step, count // step
 
 
 def _read_views(value: Value, axes: Sequence[Index], tensors: Tensors) -> Labelled:
@@ -56,6 +60,8 @@ def _read_views(value: Value, axes: Sequence[Index], tensors: Tensors) -> Labell
             labels.append(label)
         else:
             parts = [label for label, _ in sorted(axis.parts, key=lambda part: -part[1])]
+            step, count = run_of(axis) or (1, value.shape[dim])
+            value = tensors.slice(value, dim, axis.offset, step, count)
             value = tensors.reshape(value, (*value.shape[:dim], *(s.size for s in parts), *value.shape[dim + 1 :]))
             labels += parts
     return _take_diagonals(value, labels, tensors)

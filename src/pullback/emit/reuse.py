@@ -18,6 +18,7 @@ SMALLEST = 2**14  # elements; a smaller result comes from memory that was just s
 _IN_PLACE = """
 relu.default sigmoid.default tanh.default exp.default log.default neg.default sin.default cos.default sqrt.default
 rsqrt.default reciprocal.default mul.Tensor add.Tensor sub.Tensor div.Tensor clamp_min.default
+addmm.default baddbmm.default addcmul.default
 """
 _COMMUTATIVE = frozenset(("aten.mul.Tensor", "aten.add.Tensor"))
 
@@ -79,7 +80,7 @@ def _overwriting(node: Node, free: list[Value], root: Mapping[Value, Value], sma
     if not (node.op in IN_PLACE or node.op in INTO_GRADIENT) or node.results[0].size < smallest:
         return node
     target = _target(node, free)
-    if target is None or not target.is_floating or target.type != node.results[0].type:
+    if target is None or not target.is_floating:
         return node
     if [root[v] for v in node.inputs].count(root[target]) != 1:
         return node
@@ -94,4 +95,5 @@ def _target(node: Node, free: list[Value]) -> Value | None:
     operands = node.args[:1]
     if node.op in _COMMUTATIVE and len(node.args) == 2 and not node.kwargs:
         operands = node.args
-    return next((a for a in operands if isinstance(a, Value) and a in free), None)
+    like = node.results[0].type
+    return next((a for a in operands if isinstance(a, Value) and a in free and a.type == like), None)

@@ -18,6 +18,9 @@ _RESHAPES = frozenset(
     f"aten.{op}" for op in ("view.default", "unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims")
 )
 
+_MANY = 2**14  # elements; what is smaller stays in a cache, in whatever order it is read
+_REPEATED = 4  # times that each element is read, at least, where a copy pays
+
 
 class Tensors:
     """Operations on the values of one builder."""
@@ -68,6 +71,22 @@ class Tensors:
             return value, tuple(dims)
         whole, further = self.behind_permutation(node.inputs[0])
         return whole, tuple(further[d] for d in dims)
+
+    def is_turned(self, value: Value) -> bool:
+        """Whether its axes lie in memory in another order."""
+        _, places = self.behind_permutation(self._reshaped(value))
+        return tuple(places) != tuple(range(len(places)))
+
+    def _reshaped(self, value: Value) -> Value:
+        node = self.builder.producer.get(value)
+        return node.inputs[0] if node is not None and node.op in _RESHAPES else value
+
+    def in_order(self, value: Value, result: int) -> Value:
+        """A tensor to be repeated over a result of so many elements: copied, if small, so that it is read in a row."""
+        if result < _MANY or result < _REPEATED * value.size or not self.is_turned(value):
+            return value
+        kwargs = (("memory_format", torch.contiguous_format),)
+        return self.builder.node("aten.clone.default", (value,), [(value.shape, value.dtype)], kwargs)[0]
 
     def unsqueeze(self, value: Value, dim: int) -> Value:
         """A new axis of size 1."""
@@ -141,6 +160,8 @@ class Tensors:
 
     def multiply(self, a: Value, b: Value) -> Value:
         """The element-wise product; the older value stands first, so that a·b and b·a are one node."""
+        size = prod(broadcast([a.shape, b.shape]))
+        a, b = self.in_order(a, size), self.in_order(b, size)
         first, second = sorted((a, b), key=lambda v: v.serial)
         return self.pointwise("mul.Tensor", first, second)
 

@@ -58,6 +58,8 @@ class Realisation:
             return jac
         narrow = prod(jac.out_shape if rows else jac.in_shape) == 1
         groups = self._payloads(terms, jac, dtype, name, scaled)
+        if len(groups) > 1 and not narrow:
+            groups = self._with_identities(groups, dtype, name)
         one_kind = len({t.antilinear for t in groups}) == 1  # a linear and an antilinear term are two tensors
         sparse = narrow and (len(groups) > 1 or not self._is_dense(groups[0], jac, rows))
         if one_kind and (sparse or len(groups) > MOST_PATTERNS):
@@ -124,6 +126,25 @@ class Realisation:
             total = self.builder.pointwise("aten.add.Tensor", total, constant, dtype=dtype, name=name)
         return Term(1, (Factor(total, axes),), first.out, first.inp, first.antilinear)
 
+    def _with_identities(self, terms: list[Term], dtype: str, name: str) -> list[Term]:
+        """Identities are added to tensors of our own that have a place for them: I + M is one factor."""
+        kept = [t for t in terms if t.factors or t.antilinear]
+        for eye in (t for t in terms if not t.factors and not t.antilinear):
+            for k, term in enumerate(kept):
+                axes = _within(eye, term)
+                if axes is None or term.factors[0].value not in self.builder.producer:
+                    continue
+                value = term.factors[0].value
+                labels = tuple(dict.fromkeys(labels_of(axes)))
+                ones = self.builder.contract(eye.scale, (), _axes_of(labels), dtype, name)
+                placed = self.builder.place(ones, labels, axes, value.shape, name)
+                total = self.builder.pointwise("aten.add.Tensor", value, placed, dtype=dtype, name=name)
+                kept[k] = replace(term, factors=(Factor(total, term.factors[0].axes),))
+                break
+            else:
+                kept.append(eye)
+        return kept
+
     def _one_tensor(self, terms: list[Term], jac: Jac, dtype: str, name: str) -> Jac:
         """An edge whose only term is a whole tensor."""
         value = self._sum(terms, jac, dtype, name)
@@ -154,7 +175,7 @@ class Realisation:
         if joined is not None:
             return joined
         total: Value | None = None
-        for term in groups:
+        for term in sorted(groups, key=lambda t: not is_whole(t.out + t.inp, shape)):  # the others are added to it
             one = self._placed(term, term.out + term.inp, shape, dtype, name)
             total = (
                 one if total is None else self.builder.pointwise("aten.add.Tensor", total, one, dtype=dtype, name=name)
@@ -327,3 +348,33 @@ def _is_piece(axes: Indices, dim: int) -> bool:
     if not isinstance(axis, Axis) or len(axis.parts) > 1 or any(stride != 1 for _, stride in axis.parts):
         return False
     return not set(labels_of([axis])) & set(labels_of(axes[:dim] + axes[dim + 1 :]))
+
+
+def _within(eye: Term, term: Term) -> Indices | None:
+    """Where the entries of a term without factors lie in the one factor of another; None if not all of them do."""
+    if len(term.factors) != 1 or term.scale != 1 or term.factors[0].conj or term.antilinear:
+        return None
+    images: dict[Label, Label] = {}
+    for own, other in zip(term.out + term.inp, eye.out + eye.inp, strict=True):
+        label, image = _only_label(own), _only_label(other)
+        if label is None or image is None:
+            if own != other:
+                return None
+        elif images.setdefault(label, image) != image or label.size != image.size:
+            return None
+    axes = term.factors[0].axes
+    labels = list(labels_of(axes))
+    if len(labels) != len(axes) or any(label not in images for label in labels):
+        return None
+    rest = [image for label, image in images.items() if label not in labels]
+    inside = {images[label] for label in labels}
+    if len(set(rest)) < len(rest) or inside & set(rest):
+        return None
+    return tuple(Axis(0, ((images[label], 1),)) for label in labels)
+
+
+def _only_label(index: object) -> Label | None:
+    """The label of an axis that is one label from the first position on."""
+    if isinstance(index, Axis) and index.offset == 0 and len(index.parts) == 1 and index.parts[0][1] == 1:
+        return index.parts[0][0]
+    return None
