@@ -253,3 +253,15 @@ def test_few_parts_of_a_tensor_are_made_one_by_one() -> None:
     assert_close(compiled(x, w), f(x, w))
     entry, _ = transform.find(compiled.kind, compiled.f, (x, w), {})
     assert not {"split_with_sizes", "unbind"} & calls(entry.program.program).keys()
+
+
+def test_sums_of_sums_of_parts_seen_from_elsewhere() -> None:
+    def row(q: Tensor) -> Tensor:
+        s, c = torch.sin(q), torch.cos(q)
+        x = c[0] * c[1] - s[2] * c[3] + q[4] * s[5]
+        return torch.stack([x, s[0] * c[1] * c[2] + s[4], c[0] * torch.exp(-q[1])])
+
+    x = normal(5, 6)
+    jacobian = pullback.batch_jacobian(lambda rows: row(rows.T).T, backend="python")(x)
+    with reference():
+        assert_close(jacobian, torch.func.vmap(torch.func.jacrev(row))(x))

@@ -54,6 +54,7 @@ class _Adding:
         kept = {self.root[v] for v in (*graph.inputs, *untouchable)}
         self.own = {v for n in graph.nodes if len(n.outputs) == 1 for v in n.results if self.root[v] is v} - kept
         self.became: dict[Value, Value] = {}
+        self.merged: dict[Value, Value] = {}  # sums, and whose memory they lie in now
         self.gone: set[Value] = set()
 
     def result(self) -> Graph:
@@ -67,8 +68,9 @@ class _Adding:
                 continue
             whole, part = found
             self.became[node.results[0]] = self.new(whole)
-            self.root[node.results[0]] = self.root[whole]
-            self.last[self.root[whole]] = self.last.pop(node.results[0], position)
+            root = self._root(whole)
+            self.merged[node.results[0]] = root
+            self.last[root] = self.last.pop(node.results[0], position)
             nodes += self._added(self.new(whole), part, node)
         outputs = replace_values(self.graph.outputs, self.new)
         mutations = tuple((old, self.new(value)) for old, value in self.graph.mutations)
@@ -78,6 +80,13 @@ class _Adding:
     def new(self, value: Value) -> Value:
         """What stands for a value by now."""
         return self.became.get(value, value)
+
+    def _root(self, value: Value) -> Value:
+        """The value in whose memory another lies by now."""
+        root = self.root[value]
+        while root in self.merged:
+            root = self.merged[root]
+        return root
 
     def _operands(self, node: Node, position: int) -> tuple[Value, Value] | None:
         """Of a sum: what may be added into, and what is zero almost everywhere."""
@@ -97,7 +106,7 @@ class _Adding:
 
     def _is_free(self, value: Value, position: int) -> bool:
         """Whether nothing reads a value's memory later; a view of it will do that shows each element once."""
-        root = self.root[value]
+        root = self._root(value)
         if root not in self.own or self.last[root] != position:
             return False
         while value is not root:
