@@ -268,3 +268,24 @@ def test_sums_of_sums_of_parts_seen_from_elsewhere() -> None:
     jacobian = pullback.batch_jacobian(rows, backend="python")(x)
     with reference():
         assert_close(jacobian, torch.func.vmap(torch.func.jacrev(points))(x))
+
+
+def test_a_sum_does_not_read_what_it_writes() -> None:
+    x = Value("x", (1, 1, 3), "float64", "cpu")
+    whole, first, part, total = (
+        Value(n, s, "float64", "cpu") for n, s in zip("wfpt", ((1, 1, 3), (1, 1), (1, 1, 3), (1, 1, 3)), strict=True)
+    )
+    nodes = (
+        Node("aten.sin.default", (x,), (), (whole,)),
+        Node("aten.select.int", (whole, 2, 0), (), (first,)),
+        Node("aten.select_backward.default", (first, (1, 1, 3), 2, 1), (), (part,)),
+        Node("aten.add.Tensor", (whole, part), (), (total,)),
+    )
+    graph = Graph((x,), nodes, (total,))
+    assert [node.op for node in add_where_nonzero(graph).nodes] == [node.op for node in nodes]
+    number = normal(1, 1, 3)
+    sine = number.sin()
+    assert_close(
+        emit_python(graph, plain=True).run(number)[0],
+        sine + torch.stack([0 * sine[..., 0], sine[..., 0], 0 * sine[..., 0]], -1),
+    )

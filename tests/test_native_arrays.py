@@ -256,6 +256,17 @@ def test_layer_normalisation() -> None:
     builder.check(1e-12)
 
 
+def test_reductions_of_single_numbers() -> None:
+    builder, aten, x = Builder(), "aten.{}".format, torch.tensor(0.7, dtype=torch.float64)
+    for dim in (0, -1):
+        for op in ("_softmax", "_log_softmax"):
+            assert builder.call(aten(f"{op}.default"), (x, dim, False), {})
+            assert builder.call(aten(f"{op}_backward_data.default"), (x, x.exp(), dim, torch.float64), {})
+        for op in ("sum.dim_IntList", "mean.dim", "amax.default", "amin.default"):
+            assert builder.call(aten(op), (x, (dim,), dim == 0), {})
+    builder.check(1e-12)
+
+
 def test_losses() -> None:
     torch.manual_seed(0)
     builder, aten = Builder(), "aten.{}.default".format

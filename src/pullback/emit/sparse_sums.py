@@ -95,9 +95,17 @@ class _Adding:
         for whole, part in (node.args, node.args[::-1]):
             if not isinstance(whole, Value) or not isinstance(part, Value) or whole.type != node.results[0].type:
                 continue
-            if part.type == whole.type and self._is_part(part) and self._is_free(whole, position):
+            if part.type != whole.type or not self._is_part(part) or not self._is_free(whole, position):
+                continue
+            if self._root(self._innermost(part)) is not self._root(whole):  # else the sum would read what it writes
                 return whole, part
         return None
+
+    def _innermost(self, part: Value) -> Value:
+        """What a part is made of in the end."""
+        while (made := self._unwrapped(part)) is not None:
+            part = made[0]
+        return part
 
     def _is_part(self, value: Value) -> bool:
         made = self.producer.get(value)

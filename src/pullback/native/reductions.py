@@ -7,6 +7,7 @@ from typing import Any
 from ..graph import Node
 from .elements import C_TYPES, FLOATS, Computed, Entry, Read, cast
 from .elementwise import bound
+from .layouts import Layout
 from .nests import Reduction
 from .state import Rule, Translation
 
@@ -51,35 +52,42 @@ def repeated(read: Read, shape: Sequence[int], axes: Sequence[int]) -> Read:
 
 def _softmax(state: Translation, node: Node) -> None:
     (result,), source = node.results, node.inputs[0]
-    dim = bound(node)["dim"] % max(len(source.shape), 1)
+    axes = _dims(bound(node), len(source.shape))
     shape, f = source.shape, "f" if result.dtype == "float32" else ""
     x = state.stored(source)
-    largest = repeated(reduce_into(state, "max", x, shape, (dim,)), shape, (dim,))
+    largest = repeated(reduce_into(state, "max", x, shape, axes), shape, axes)
     powers = Computed(f"exp{f}({{0}} - {{1}})", result.dtype, (x, largest), True)
     if node.op == "aten._log_softmax.default":
-        total = repeated(reduce_into(state, "sum", powers, shape, (dim,)), shape, (dim,))
-        logarithm = state.new((*shape[:dim], 1, *shape[dim + 1 :]), result.dtype)
-        first = [Read(r.buffer, r.layout.slice(dim, 0, 1, 1)) for r in (total, largest)]
+        total = repeated(reduce_into(state, "sum", powers, shape, axes), shape, axes)
+        logarithm = state.new([1 if d in axes else n for d, n in enumerate(shape)], result.dtype)
+        first = [Read(r.buffer, _first(r.layout, axes)) for r in (total, largest)]
         state.store(logarithm, Computed(f"{{1}} + log{f}({{0}})", result.dtype, tuple(first), True))
         whole = Read(logarithm.buffer, logarithm.layout.expand(shape))
         return state.define(result, Computed("{0} - {1}", result.dtype, (x, whole)))
     kept = state.new(shape, result.dtype)
     state.store(kept, powers)
-    total = repeated(reduce_into(state, "sum", kept, shape, (dim,)), shape, (dim,))
+    total = repeated(reduce_into(state, "sum", kept, shape, axes), shape, axes)
     return state.define(result, Computed("{0} / {1}", result.dtype, (kept, total)))
 
 
 def _softmax_backward(state: Translation, node: Node) -> None:
     (result,), (gradient, output) = node.results, node.inputs[:2]
-    dim, shape = bound(node)["dim"] % max(len(output.shape), 1), output.shape
+    axes, shape = _dims(bound(node), len(output.shape)), output.shape
     g, y = state.stored(gradient), state.stored(output)
     if node.op == "aten._log_softmax_backward_data.default":
-        total = repeated(reduce_into(state, "sum", g, shape, (dim,)), shape, (dim,))
+        total = repeated(reduce_into(state, "sum", g, shape, axes), shape, axes)
         f = "f" if result.dtype == "float32" else ""
         return state.define(result, Computed(f"{{0}} - exp{f}({{1}}) * {{2}}", result.dtype, (g, y, total), True))
     product = Computed("{0} * {1}", result.dtype, (g, y))
-    total = repeated(reduce_into(state, "sum", product, shape, (dim,)), shape, (dim,))
+    total = repeated(reduce_into(state, "sum", product, shape, axes), shape, axes)
     return state.define(result, Computed("{1} * ({0} - {2})", result.dtype, (g, y, total)))
+
+
+def _first(layout: Layout, axes: Sequence[int]) -> Layout:
+    """The first along some axes, which keep the size 1."""
+    for d in axes:
+        layout = layout.slice(d, 0, 1, 1)
+    return layout
 
 
 def is_float(node: Node) -> bool:
