@@ -795,3 +795,13 @@ def _restored() -> Iterator[None]:
     yield
     assert torch.get_default_dtype() is torch.float32
     assert sys.getprofile() is None
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (1,)])
+@pytest.mark.parametrize("other", [Tensor.to_mkldnn, Tensor.to_sparse])
+def test_another_layout_is_another_call(shape: tuple[int, ...], other: Callable[[Tensor], Tensor]) -> None:
+    x = torch.ones(shape, dtype=torch.float32)
+    gradient = pullback.grad(lambda x: x.sum())
+    gradient(x)
+    with pytest.raises(pullback.ArgumentError, match="layout"):
+        gradient(other(x))

@@ -1,5 +1,6 @@
 """Every module of PyTorch's database, in training and in evaluation: value and gradient as autograd has them."""
 
+import copy
 import warnings
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 import pullback
 from module_cases import SEED, Case, case_of, numbers
+from support import reference
 
 NAMES = sorted({name for name, _, _ in numbers(1)})
 
@@ -58,3 +60,22 @@ def test_every_call(name: str) -> None:
     for case, training, number in numbers():
         if case == name:
             check(name, training, number)
+
+
+def test_averages_over_all_batches() -> None:
+    """Without a momentum, PyTorch divides by the number of batches, which a program counts too."""
+    module = torch.nn.BatchNorm1d(4, momentum=None).double()
+    theirs = copy.deepcopy(module)
+    gradient = pullback.grad(lambda x: module(x).pow(3).sum())
+    for seed in range(3):
+        x = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) + seed
+        with reference():
+            leaf = x.clone().requires_grad_()
+            theirs(leaf).pow(3).sum().backward()
+        torch.testing.assert_close(gradient(x), leaf.grad, rtol=1e-9, atol=1e-9)
+        for ours, other in zip(module.buffers(), theirs.buffers(), strict=True):
+            torch.testing.assert_close(ours, other, rtol=1e-14, atol=1e-14)
+    assert module.momentum is None
+    with pytest.raises(pullback.CallError):
+        gradient(torch.ones(5, 3, dtype=torch.float64))
+    assert module.momentum is None and module.running_mean.shape == (4,)

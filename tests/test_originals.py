@@ -36,6 +36,7 @@ SELECTIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], list[Tensor]]] =
     "nonzero": (lambda x, n: (x[n.nonzero(as_tuple=True)] ** 2).sum(), [mask_of(1, 9).long(), mask_of(3).long()]),
     "repeats": (lambda x, n: (x.repeat_interleave(n, 0) ** 2).cumsum(0).sum(), [tensor([2, 0, 1]), tensor([1, 1, 1])]),
     "positions": (lambda x, n: (x.tensor_split(n, 1)[1] ** 2).sum(), [tensor([1, 3]), tensor([2, 3])]),
+    "changed in place": (lambda x, m: (x[m.clone().logical_or_(m[0])] ** 2).sum(), [mask_of(1, 4), mask_of(7)]),
     "parts": (lambda x, n: (torch.tensor_split(x, n, 1)[0] ** 2).sum(), [tensor(2), tensor(4)]),
 }
 
@@ -91,7 +92,6 @@ def test_a_change_in_place_keeps_the_values_of_others() -> None:
 
 
 def written(x: Tensor, mask: Tensor) -> Tensor:
-    mask = mask.clone()
     mask[0] = True
     return x[mask].sum()
 
@@ -136,3 +136,34 @@ def test_a_branch_reads_it() -> None:
     for choice in (mask_of(1, 5), mask_of(2), mask_of(1, 5)):
         mask.copy_(choice)
         torch.testing.assert_close(gradient(X), torch.where(choice, 2 * X, 0))
+
+
+def test_modules_read_their_masks() -> None:
+    """PyTorch's own code compares a mask with the causal one, and takes another way then."""
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True).double()
+    module = torch.nn.TransformerEncoder(layer, 1)
+    causal = torch.triu(torch.ones(4, 4, dtype=torch.bool), 1)
+    x = torch.randn(2, 4, 8, dtype=torch.float64, generator=generator)
+    gradient = pullback.grad(lambda x, mask: module(x, mask=mask).square().sum())
+    for mask in (causal, torch.eye(4) > 0, causal):
+        expected = slope(lambda x, m: module(x, mask=m).square().sum(), x, mask)
+        torch.testing.assert_close(gradient(x, mask), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_only_pytorch_may_branch_on_it() -> None:
+    with pytest.raises(pullback.CaptureError, match="branches on the value"):
+        pullback.grad(lambda x, m: x.sum() if m.all() else x.prod())(X, mask_of(1))
+
+
+def test_what_is_written_over_is_read_as_it_was() -> None:
+    def f(x: Tensor, m: Tensor) -> Tensor:
+        places = torch.zeros_like(m, dtype=torch.int64)
+        before = places + 1
+        places[0].masked_fill_(m[0], 1)
+        between = places * 2
+        places.masked_fill_(~m, 3)
+        return x[before > 1].sum() + x[between > 0].exp().sum() + (x[places == 3] ** 2).sum()
+
+    gradient = pullback.grad(f)
+    for mask in (mask_of(0, 2, 5), mask_of(1, 7)):
+        torch.testing.assert_close(gradient(X, mask), slope(f, X, mask))

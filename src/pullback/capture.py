@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from . import torch_private as private
 from .adoption import adopt_assumptions, adopt_constants
-from .composites import weight_lists_kept
+from .composites import cumulative_averages, weight_lists_kept
 from .control_flow import record_region
 from .decompositions import DECOMPOSITIONS
 from .detachment import private_detachments, refuse_writes
@@ -137,7 +137,7 @@ def _first_pass(
     args, kwargs = private.tree_unflatten(fakes, in_spec)
     patches = (
         *(own_functions(trace, capture_inner), no_optimiser(trace)),
-        *(_module_scopes(trace), weight_lists_kept()),
+        *(_module_scopes(trace), weight_lists_kept(), cumulative_averages()),
     )
     with ExitStack() as stack:
         for context in (*patches, trace.mode, recorder, Frontier(trace)):

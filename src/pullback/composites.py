@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from .alignment import ctc_loss
 from .matrix_functions import householder_product, ormqr
-from .torch_private import RECURRENT_WEIGHT_LISTS, before_any_module
+from .torch_private import RECURRENT_WEIGHT_LISTS, BatchNorm, after_any_module, before_any_module
 
 ATEN = torch.ops.aten
 
@@ -146,6 +146,52 @@ def weight_lists_kept() -> Iterator[None]:
         handle.remove()
         for module, lists in kept.items():
             module.__dict__.update(lists)
+
+
+@contextmanager
+def cumulative_averages() -> Iterator[None]:
+    """Let batch normalisation without a momentum compute with the number of batches, which it would read."""
+    thread = threading.get_ident()
+    kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def before(module: Any, _: Any) -> None:
+        if threading.get_ident() == thread and module not in kept and _averages_cumulatively(module):
+            kept[module] = module.running_mean, module.running_var
+            module.momentum = 1.0  # so that the statistics of this batch are left alone
+            module.running_mean, module.running_var = (torch.zeros_like(running) for running in kept[module])
+
+    def after(module: Any, _: Any, result: Any) -> None:
+        if threading.get_ident() == thread and module in kept:
+            batch = module.running_mean, module.running_var
+            restore(module)
+            if result is not None:  # else it has raised
+                _average(module, batch)
+
+    def restore(module: Any) -> None:
+        module.momentum = None
+        module.running_mean, module.running_var = kept.pop(module)
+
+    handles = before_any_module(before), after_any_module(after, always_call=True)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in [*kept]:
+            restore(module)
+
+
+def _averages_cumulatively(module: Any) -> bool:
+    if not isinstance(module, BatchNorm) or module.momentum is not None or not module.training:
+        return False
+    return bool(module.track_running_stats) and module.num_batches_tracked is not None
+
+
+def _average(module: Any, batch: tuple[Tensor, Tensor]) -> None:
+    """Take one more batch into the averages of a module."""
+    for running, latest in zip((module.running_mean, module.running_var), batch, strict=True):
+        share = 1.0 / module.num_batches_tracked.to(running.dtype)
+        running.mul_(1 - share).add_(share * latest.detach())
 
 
 def combinations(input: Tensor, r: int = 2, with_replacement: bool = False) -> Tensor:

@@ -150,17 +150,19 @@ def guard_tensor(script: Script, name: str, tensor: torch.Tensor, text: str) -> 
     conditions.append(f"{name}.dtype is not {script.constant(tensor.dtype)}")
     is_plain_cpu = cls in PLAIN_TENSORS and device.type == "cpu"
     conditions.append(f"not {name}.is_cpu" if is_plain_cpu else f"{name}.device != {script.constant(device)}")
-    conditions += _layout_guard(name, tensor)
+    conditions += _layout_guard(script, name, tensor)
     script.miss_if(" or ".join(conditions), text, describe(tensor), f"describe({name})")
 
 
-def _layout_guard(name: str, tensor: torch.Tensor) -> list[str]:
+def _layout_guard(script: Script, name: str, tensor: torch.Tensor) -> list[str]:
     """One element has only one layout; contiguous tensors may differ in the strides of axes of size 1."""
     if tensor.layout != torch.strided:
         return [f"str({name}.layout) != {str(tensor.layout)!r}"]
+    layout = f"{name}.layout is not {script.constant(torch.strided)}"
     if tensor.numel() <= 1:
-        return []
-    return [f"not {name}.is_contiguous()" if tensor.is_contiguous() else f"{name}.stride() != {tensor.stride()}"]
+        return [layout]
+    steps = f"not {name}.is_contiguous()" if tensor.is_contiguous() else f"{name}.stride() != {tensor.stride()}"
+    return [layout, steps]
 
 
 def guard_place(script: Script, name: str, tensor: torch.Tensor) -> None:

@@ -50,15 +50,20 @@ def offset_of(trace: Any, fake: Tensor) -> int | None:
     return None if begin is None else begin + int(fake.storage_offset())
 
 
-def value_of(trace: Any, fake: Tensor) -> Tensor | None:
-    """The value of a fake that depends on integers and Booleans alone, or None."""
-    if fake.is_floating_point() or fake.is_complex() or _is_written(trace, storage(fake)):
-        return None
+def value_of(trace: Any, fake: Tensor, until: int | None = None) -> Tensor | None:
+    """The value of a fake that depends on integers and Booleans alone, or None.
+
+    until: how many of the recorded calls have been made; by default all of them.
+    """
     first, original = trace.originals.get(storage(fake), (None, None))
+    if _is_written(trace, storage(fake)):
+        return _rewritten(trace, fake, until) if original is None else None
     if first is not fake:
         return _computed(trace, fake)
     if id(original) in trace.created:
         return original
+    if fake.is_floating_point() or fake.is_complex():
+        return None
     value: Tensor | None = None
     if private.is_traced(original):
         outer = trace.outer
@@ -73,23 +78,57 @@ def value_of(trace: Any, fake: Tensor) -> Tensor | None:
 def _is_written(trace: Any, memory: int) -> bool:
     """Whether the function has changed anything in some memory."""
     writes = [step for step in trace.recorder.raw if step.mutates]
-    return any(storage(tensor) == memory for step in writes for tensor in tensors_in((step.args, step.kwargs)))
+    return any(storage(tensor) == memory for step in writes for tensor in _targets(step))
+
+
+def _targets(step: Any) -> list[Tensor]:
+    """What a call writes into."""
+    parameters = private.schema(step.op).arguments
+    given = dict(zip([a.name for a in parameters], step.args, strict=False)) | dict(step.kwargs)
+    written = [a.name for a in parameters if a.alias_info is not None and a.alias_info.is_write]
+    return [tensor for name in written for tensor in tensors_in(given.get(name))]
+
+
+def _rewritten(trace: Any, fake: Tensor, until: int | None) -> Tensor | None:
+    """The value of what the function has made and then written into, by making those calls again in their order."""
+    memory, values = storage(fake), dict[int, Tensor]()
+    for position, step in enumerate(trace.recorder.raw[:until]):
+        if all(storage(tensor) != memory for tensor in tensors_in((step.args, step.kwargs, step.results))):
+            continue
+        operands = {
+            id(t): values.get(id(t)) if storage(t) == memory else value_of(trace, t, position)
+            for t in tensors_in((step.args, step.kwargs))
+        }
+        results = _made_again(step, operands)
+        if results is None:
+            return None
+        values.update((id(known), result) for known, result in zip(step.results, results, strict=True))
+    return values.get(id(fake))
 
 
 def _computed(trace: Any, fake: Tensor) -> Tensor | None:
     """The value of a result, by making the calls again that it comes from."""
-    made = reversed((*trace.recorder.raw, *trace.recorder.steps))
-    step = next((step for step in made if any(result is fake for result in step.results)), None)
-    if step is None or step.mutates or torch.Tag.nondeterministic_seeded in step.op.tags:
+    made = [
+        *((0, step) for step in trace.recorder.steps),
+        *enumerate(trace.recorder.raw),
+    ]  # of the former no time is known
+    found = next(((k, step) for k, step in reversed(made) if any(result is fake for result in step.results)), None)
+    if found is None or found[1].mutates:
         return None
-    operands = [value_of(trace, tensor) for tensor in tensors_in((step.args, step.kwargs))]
-    if any(operand is None for operand in operands):
+    position, step = found
+    results = _made_again(step, {id(t): value_of(trace, t, position) for t in tensors_in((step.args, step.kwargs))})
+    if results is None:
         return None
-    values = iter(operands)
-    args, kwargs = map_tensors((step.args, step.kwargs), lambda _: next(values))
-    with outside_of_traces():
-        results = flat_results(step.op(*args, **kwargs))
     return next(result for result, known in zip(results, step.results, strict=True) if known is fake)
+
+
+def _made_again(step: Any, operands: dict[int, Tensor | None]) -> list[Any] | None:
+    """The results of a call on known values; None where one is not known, or the call draws at random."""
+    if torch.Tag.nondeterministic_seeded in step.op.tags or any(value is None for value in operands.values()):
+        return None
+    args, kwargs = map_tensors((step.args, step.kwargs), lambda tensor: operands[id(tensor)])
+    with outside_of_traces():
+        return flat_results(step.op(*args, **kwargs))
 
 
 @contextmanager

@@ -27,6 +27,7 @@ READS: dict[Any, tuple[str, str]] = {
     Tensor.__array__: ("turns a tensor into a NumPy array", ARRAY),
     Tensor.data_ptr: ("takes the address of a tensor", "a program works at other addresses in each call"),
 }
+NUMBERS = frozenset({Tensor.__bool__, Tensor.__int__, Tensor.__index__, Tensor.__float__})  # what one number becomes
 ASKED: dict[Any, str] = {getattr(Tensor, name).__get__: name for name in ("requires_grad", "is_leaf", "grad_fn")}
 MAKERS = frozenset({torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor})
 SETTERS: dict[Any, str] = {getattr(Tensor, name).__set__: f".{name}" for name in ("data", "grad")}

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -21,9 +22,9 @@ from .errors import CaptureError
 from .graph import Source
 from .matrix_functions import raise_errors
 from .nested import flat_results, map_tensors, tensors_in
-from .originals import resolved
+from .originals import resolved, value_of
 from .provenance import describe, is_written_by_user, refusal, user_source
-from .reads import ADOPTERS, ASKED, MAKERS, NUMBER, READS, SELECTION, SETTERS, VIEWS
+from .reads import ADOPTERS, ASKED, MAKERS, NUMBER, NUMBERS, READS, SELECTION, SETTERS, VIEWS
 from .torch_private import storage
 
 ATEN = torch.ops.aten
@@ -363,7 +364,7 @@ class Frontier(TorchFunctionMode):
         """Raise CaptureError for a call that a graph cannot hold."""
         if not getattr(function, "__hash__", None):
             return
-        if function in READS and any(not self.is_constant(t) for t in tensors_in((args, kwargs))):
+        if function in READS and not self.is_known(function, args, kwargs, sys._getframe(2)):
             doing, way_out = READS[function]
             kinds = ", ".join(describe(t) for t in tensors_in((args, kwargs)))
             raise refusal(f"f {doing}: {kinds}", f"Its value is not known when f is captured: {way_out}.")
@@ -382,6 +383,12 @@ class Frontier(TorchFunctionMode):
         if isinstance(data, Tensor) and function is not torch.tensor:
             return False
         return any(not self.is_constant(tensor) for tensor in tensors_in(data))
+
+    def is_known(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], caller: FrameType) -> bool:
+        """Whether the values that a call reads are known; those of integers are, to PyTorch's own code."""
+        others = [tensor for tensor in tensors_in((args, kwargs)) if not self.is_constant(tensor)]
+        may_ask = function in NUMBERS and not is_written_by_user(caller)
+        return all(may_ask and self.trace.owns(t) and value_of(self.trace, t) is not None for t in others)
 
     def is_constant(self, tensor: Tensor) -> bool:
         """Whether the value of a tensor is known: it was made of Python numbers inside f."""

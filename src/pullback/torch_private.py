@@ -88,6 +88,7 @@ before_any_module: Callable[..., Any] = _private("torch.nn.modules.module:regist
 global_pre_hooks: dict[int, Callable[..., Any]] = _private("torch.nn.modules.module:_global_forward_pre_hooks")
 global_forward_hooks: dict[int, Callable[..., Any]] = _private("torch.nn.modules.module:_global_forward_hooks")
 after_any_module: Callable[..., Any] = _private("torch.nn.modules.module:register_module_forward_hook")
+BatchNorm: Any = _private("torch.nn.modules.batchnorm:_BatchNorm")  # of any number of dimensions
 # Where an instance of `nn.RNNBase` keeps the weights of its last call.
 RECURRENT_WEIGHT_LISTS = ("_flat_weights", "_flat_weight_refs")
 
