@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import pullback
 from pullback import rules
 from pullback.errors import RuleError
 from pullback.evaluation import dense, evaluate, pull, push
@@ -335,3 +336,22 @@ def test_missing_statistics_are_named() -> None:
     bare = Call(Node(node.op, node.args, node.kwargs, (node.outputs[0], None, None)), Builder())
     with pytest.raises(RuleError, match="result 1"):
         case.rule.parts(bare, 0, 0)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_group_norm_of_a_cotangent_that_does_not_lie_in_a_row(weighted: bool) -> None:
+    """The kernel reads memory in order, whatever the strides are."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 6, 4, 3, dtype=torch.float64, generator=generator)
+    weight = torch.randn(6, dtype=torch.float64, generator=generator) if weighted else None
+    u = torch.randn(4, 3, 2, 6, dtype=torch.float64, generator=generator)
+
+    def f(x: Tensor) -> Tensor:
+        return torch.nn.functional.group_norm(x.sin(), 3, weight).permute(2, 3, 0, 1)
+
+    leaf = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(f(leaf), leaf, u)
+    torch.testing.assert_close(pullback.vjp(f, x)[1](u)[0], expected)
+    with pullback.record() as tape:
+        value = (f(leaf) * u).sum()
+    torch.testing.assert_close(tape.grad(value, [leaf])[0], expected)

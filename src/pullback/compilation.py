@@ -24,6 +24,7 @@ from .emit.horizontal import contract_horizontally
 from .emit.lowering import lower
 from .emit.prediction import peak_bytes
 from .emit.program import Program
+from .emit.python import emit_python
 from .emit.schedule import schedule
 from .errors import ArgumentError
 from .expressions import Builder, builder_for
@@ -155,8 +156,10 @@ def compile_backward(
     nodes = live_nodes((*(gauge.nodes if gauge else ()), *builder.nodes), derivatives)
     computed = {v for node in nodes for v in node.results}
     read = dict.fromkeys(v for v in values_in(([n.inputs for n in nodes], derivatives)) if v not in computed)
-    lowered = _lowered(Graph(tuple(read), nodes, derivatives), len(derivatives), fuse, model_for(graph.inputs))
-    return emit(lowered, name, plain=fuse, backend="python")
+    lowered = schedule(own_memory(lower(Graph(tuple(read), nodes, derivatives), keep_stops=not fuse), len(derivatives)))
+    lowered.check()
+    # Sums stay in the order of the steps: a walk step by step, and this program of all of them, give equal bits.
+    return emit_python(lowered, name, plain=fuse, sums=False)
 
 
 def check_rules(graph: Graph, sources: Sequence[Value]) -> None:

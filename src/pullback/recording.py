@@ -138,6 +138,7 @@ class Trace:
 
     def __exit__(self, *_: object) -> None:
         CURRENT.trace = self.outer
+        self.outer = self.recorder = None  # which hold this trace in turn
 
 
 def is_tracing() -> bool:

@@ -15,8 +15,10 @@ _FLOATS = ("float32", "float64")
 _TURNS = frozenset(("aten.permute.default", "aten.t.default", "aten.expand.default"))
 
 
-def fuse(graph: Graph) -> Graph:
+def fuse(graph: Graph, *, sums: bool = True) -> Graph:
     """The same program, to rounding, with operators taken together where PyTorch has one kernel for them.
+
+    sums: whether products may be added to something in one call, which may round once instead of twice.
 
     Cost: linear in the number of nodes.
     """
@@ -24,7 +26,7 @@ def fuse(graph: Graph) -> Graph:
         return graph
     fusing = _Fusing(graph)
     for node in graph.nodes:
-        fusing.take(node)
+        fusing.take(node, _FUSIONS.get(node.op) if sums or node.op != _ADD else None)
     return replace(graph, nodes=live_nodes(tuple(fusing.nodes), (graph.outputs, graph.mutations)))
 
 
@@ -37,9 +39,8 @@ class _Fusing:
         self.readers.update(values_in((graph.outputs, graph.mutations)))
         self.nodes: list[Node] = []
 
-    def take(self, node: Node) -> None:
+    def take(self, node: Node, fusion: "_Fusion | None") -> None:
         """Append a node, or what it is with those that only it reads."""
-        fusion = _FUSIONS.get(node.op)
         is_float = len(node.results) == 1 and all(v.dtype in _FLOATS for v in node.results)
         fused = fusion(node, self) if fusion is not None and is_float and not node.kwargs else None
         self.nodes.append(node if fused is None else fused)
@@ -160,8 +161,10 @@ _SLOPES: tuple[tuple[str, Callable[[Value, _Fusing], Value | None]], ...] = (
     ("aten.sigmoid_backward.default", _sigmoid_slope),
     (_THRESHOLD, _relu_slope),
 )
-_FUSIONS: Mapping[str, Callable[[Node, _Fusing], Node | None]] = {
-    "aten.add.Tensor": _sum,
+_Fusion = Callable[[Node, _Fusing], Node | None]
+_ADD = "aten.add.Tensor"
+_FUSIONS: Mapping[str, _Fusion] = {
+    _ADD: _sum,
     "aten.mul.Tensor": _product,
     "aten.where.ScalarOther": _choice,
 }

@@ -23,6 +23,8 @@ from .tensors import Tensors
 _IDENTITIES = frozenset(
     f"aten.{op}.default" for op in ("view", "_unsafe_view", "reshape", "expand", "detach", "alias", "unsafe_view")
 )
+# Kernels that read their operands as if these lay in a row, whether they do or not; PyTorch's autograd copies them first.
+_READ_IN_A_ROW = frozenset(("aten.native_group_norm_backward.default",))
 _STOP = "aten.detach.default"
 _DROPOUT = "aten.native_dropout.default"
 
@@ -81,6 +83,9 @@ class _Lowering:
     def _new(self, value: Value) -> Value:
         return self.became.get(value, value)
 
+    def _dense(self, value: Value) -> Value:
+        return self.tensors.dense(value) if value.size > 1 else value
+
     def _define(self, node: Node, value: Value) -> None:
         """Let a lowered value stand for the old one, and keep the old one's name if it says what the value is."""
         old = node.results[0]
@@ -96,6 +101,8 @@ class _Lowering:
         if node.op in self.identities and node.inputs[0].shape == node.outputs[0].shape:  # type: ignore[union-attr]
             self.became[node.outputs[0]] = node.inputs[0]  # type: ignore[index]
             return
+        if node.op in _READ_IN_A_ROW:
+            node = replace(node, args=replace_values(node.args, self._dense))
         known = self.builder.adopt(node, shared=not facts_of(node).is_random)
         self.became.update((o, k) for o, k in zip(node.outputs, known, strict=True) if o is not None and k is not None)
         if node.op == _DROPOUT and _STOP not in self.identities and node.outputs[1] is not None:

@@ -19,7 +19,7 @@ _FULL = "aten.full.default"
 Rewriting = Callable[[Node, Mapping[Value, Node]], list[Node] | None]
 
 
-def rewrite(graph: Graph) -> Graph:
+def rewrite(graph: Graph, *, sums: bool = True) -> Graph:
     """The same program with every node that has a cheaper form in that form.
 
     Cost: linear in the number of nodes.
@@ -29,7 +29,7 @@ def rewrite(graph: Graph) -> Graph:
     for node in graph.nodes:
         rewriting = REWRITINGS.get(node.op)
         nodes += (rewriting(node, producer) if rewriting is not None else None) or [node]
-    return fuse(replace(graph, nodes=tuple(nodes)))
+    return fuse(replace(graph, nodes=tuple(nodes)), sums=sums)
 
 
 def _seeded_mean(node: Node, producer: Mapping[Value, Node]) -> list[Node] | None:

@@ -44,7 +44,12 @@ _numbers = count(1)
 
 
 def emit_python(
-    graph: Graph, name: str = "program", *, plain: bool = False, returned: Mapping[int, Value] | None = None
+    graph: Graph,
+    name: str = "program",
+    *,
+    plain: bool = False,
+    returned: Mapping[int, Value] | None = None,
+    sums: bool = True,
 ) -> Program:
     """The program that computes a lowered graph.
 
@@ -54,12 +59,13 @@ def emit_python(
         plain: whether it will run on plain tensors only, outside all traces; then small constants are computed once and
             for all, and large intermediate values are overwritten.
         returned: outputs, by number, that are an input itself, after it was written into.
+        sums: whether products may be added in one call, which rounds otherwise than two.
 
     Raises GraphError if a node is neither an ATen operator nor `batched`.
 
     Cost: linear in the number of nodes; about 30 µs each, of which Python's own compiler takes a half.
     """
-    protected, known = protect_from_mutations(rewrite(graph) if plain else graph), {}
+    protected, known = protect_from_mutations(rewrite(graph, sums=sums) if plain else graph), {}
     workspace = Workspace(protected)
     if plain:
         known = dict(constants(protected))

@@ -85,6 +85,10 @@ class Tensors:
         """A tensor to be repeated over a result of so many elements: copied, if small, so that it is read in a row."""
         if result < _MANY or result < _REPEATED * value.size or not self.is_turned(value):
             return value
+        return self.dense(value)
+
+    def dense(self, value: Value) -> Value:
+        """A copy whose elements lie in a row, in the order of its axes."""
         kwargs = (("memory_format", torch.contiguous_format),)
         return self.builder.node("aten.clone.default", (value,), [(value.shape, value.dtype)], kwargs)[0]
 
