@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 from harness import CLOCKS, environment, sample_together, use_clock
-from peers.torch_space import Space, tensors
+from peers import torch_functions
+from peers.torch_space import tensors
 from tasks.catalogue import TASKS
 from tasks.task import Task
 from tasks.ways import bound
@@ -46,7 +47,7 @@ def of_task(task: Task, backend: str) -> Program:
     kind = getattr(pullback, f"batch_{task.derivative}" if task.batched else task.derivative)
 
     def transform(order: str) -> Any:
-        return kind(bound(task, Space), task.positions, order=order, backend=backend)
+        return kind(bound(task, torch_functions), task.positions, order=order, backend=backend)
 
     return Program(task.name, transform, lambda seed: tensors(task.arguments(seed)))
 

@@ -9,8 +9,9 @@ from tasks.ways import Transforms, bound, ways_of
 
 import pullback
 
+from . import torch_functions
 from .contender import Contender
-from .torch_space import Space, arrays, tensors
+from .torch_space import arrays, tensors
 
 
 def about() -> str:
@@ -46,11 +47,11 @@ def _transform(task: Task, backend: str) -> Callable[..., Any]:
     if task.derivative in ("step", "implicit"):
         return pullback.compile(next(iter(ways_of(task, _TRANSFORMS).values())), backend=backend)
     kind = f"batch_{task.derivative}" if task.batched else task.derivative
-    return getattr(pullback, kind)(bound(task, Space), task.positions, backend=backend)
+    return getattr(pullback, kind)(bound(task, torch_functions), task.positions, backend=backend)
 
 
 _TRANSFORMS = Transforms(
-    Space,
+    torch_functions,
     pullback.jacobian,
     pullback.jacobian,
     torch.vmap,

@@ -8,9 +8,10 @@ import torch
 from tasks.task import Task
 from tasks.ways import bound, ways_of
 
+from . import torch_functions
 from .contender import Contender
 from .torch_eager import TRANSFORMS, by_autograd
-from .torch_space import Space, about, arrays, tensors
+from .torch_space import about, arrays, tensors
 
 __all__ = ["about", "contenders", "warm_up"]
 
@@ -33,7 +34,7 @@ def contenders(task: Task) -> dict[str, Contender]:
     ways = {name: Contender(name, compiled(eager[name]), tensors, arrays) for name in order}
     if task.derivative not in ("value_and_grad", "step"):
         return ways
-    autograd = by_autograd(task, compiled(bound(task, Space)))
+    autograd = by_autograd(task, compiled(bound(task, torch_functions)))
     return {"autograd": replace(autograd, way="autograd of the compiled loss"), **ways}
 
 

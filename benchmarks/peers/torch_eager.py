@@ -9,8 +9,9 @@ from tasks.task import Task
 from tasks.ways import RATE, Transforms, bound, ways_of
 from torch import Tensor
 
+from . import torch_functions
 from .contender import Contender
-from .torch_space import Space, about, arrays, tensors
+from .torch_space import about, arrays, tensors
 
 __all__ = ["about", "contenders", "warm_up"]
 
@@ -22,7 +23,7 @@ def value_and_grad(f: Any, argnums: Any) -> Any:
 
 
 TRANSFORMS = Transforms(
-    Space,
+    torch_functions,
     torch.func.jacrev,
     torch.func.jacfwd,
     torch.func.vmap,
@@ -40,7 +41,7 @@ def warm_up() -> None:
 def contenders(task: Task) -> dict[str, Contender]:
     """Every way."""
     ways = {name: Contender(name, way, tensors, arrays) for name, way in ways_of(task, TRANSFORMS).items()}
-    return {"autograd": by_autograd(task, bound(task, Space)), **ways} if _is_loss(task) else ways
+    return {"autograd": by_autograd(task, bound(task, torch_functions)), **ways} if _is_loss(task) else ways
 
 
 def _is_loss(task: Task) -> bool:

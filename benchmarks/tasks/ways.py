@@ -38,8 +38,11 @@ def ways_of(task: Task, transforms: Transforms) -> dict[str, Function]:
 
 
 def bound(task: Task, space: Any) -> Function:
-    """The task's function, of its arguments alone."""
-    return lambda *arguments: task.function(space, *arguments)
+    """The task's function, of its arguments alone; it holds no more than it needs, as a user's would."""
+    function, count = task.function, len(task.arguments(0))
+    if count == 1:
+        return lambda x: function(space, x)
+    return lambda *arguments: function(space, *arguments)
 
 
 def _jacobians(task: Task, t: Transforms) -> dict[str, Function]:
