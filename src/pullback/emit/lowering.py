@@ -23,7 +23,7 @@ from .tensors import Tensors
 _IDENTITIES = frozenset(
     f"aten.{op}.default" for op in ("view", "_unsafe_view", "reshape", "expand", "detach", "alias", "unsafe_view")
 )
-# Kernels that read their operands as if these lay in a row, whether they do or not; PyTorch's autograd copies them first.
+# Kernels that read their operands as if these lay in a row; PyTorch's autograd copies them first.
 _READ_IN_A_ROW = frozenset(("aten.native_group_norm_backward.default",))
 _STOP = "aten.detach.default"
 _DROPOUT = "aten.native_dropout.default"
