@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from torch.func import functional_call
 import pullback
 from pullback import compilation, transform
 from pullback.cost import shipped_model
-from pullback.emit.horizontal import contract_horizontally
+from pullback.emit.horizontal import _in_order, contract_horizontally
 from pullback.emit.prediction import predicted_seconds
-from pullback.graph import Graph
+from pullback.graph import Graph, Node, Value
+from support import reference
 
 STEPS, BATCH, INPUTS, HIDDEN = 7, 4, 3, 5
 
@@ -216,3 +218,33 @@ def test_a_stack_that_becomes_a_result_is_no_part_of_a_workspace() -> None:
     first = compiled(x, w)
     compiled(w, x)
     assert_close(first, f(x, w))
+
+
+def test_nodes_stand_behind_what_they_read() -> None:
+    a, b, c = (Value(name, (2, 2), "float64", "cpu") for name in "abc")
+    first, second = Node("aten.sin.default", (a,), (), (b,)), Node("aten.cos.default", (b,), (), (c,))
+    assert _in_order([first, second]) == _in_order([second, first]) == (first, second)
+    assert _in_order([replace(first, args=(c,)), second]) is None
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_products_without_elements(shape: tuple[int, int]) -> None:
+    def f(w: Tensor, x: Tensor) -> Tensor:
+        return (x @ w).sum() + ((x + 1) @ w).sin().sum() + ((x * 2) @ w).cos().sum()
+
+    w, x = torch.ones(shape[1], 2, dtype=torch.float64), torch.ones(shape, dtype=torch.float64)
+    assert pullback.grad(f)(w, x).shape == w.shape
+
+
+def test_bicubic_interpolation() -> None:
+    """Its weights are views of constants."""
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def f(x: Tensor) -> Tensor:
+        return torch.nn.functional.interpolate(x, (5, 3), mode="bicubic")
+
+    y, pull = pullback.vjp(f, x)
+    with reference():
+        expected, theirs = torch.func.vjp(f, x)
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(pull(y), theirs(y))

@@ -14,7 +14,7 @@ def memory_roots(graph: Graph) -> dict[Value, Value]:
     root = {value: value for value in graph.inputs}
     for node in graph.nodes:
         viewed = shares_memory_with(node)
-        root.update((v, v if viewed is None else root[viewed]) for v in node.results)
+        root.update((v, v if viewed is None else root.get(viewed, viewed)) for v in node.results)
     return root
 
 

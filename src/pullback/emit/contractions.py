@@ -316,7 +316,7 @@ def _outside(operand: Labelled, summed: Sequence[Label], tensors: Tensors) -> li
 
 def _pays(a: Labelled, b: Labelled, outer: Sequence[Label]) -> bool:
     """Whether to multiply many matrices by one costs less than to copy them into one first."""
-    each = a.elements // prod(label.size for label in outer)
+    each = a.elements // max(prod(label.size for label in outer), 1)
     return a.elements >= 2**14 and each >= 2**8 and b.elements <= a.elements
 
 

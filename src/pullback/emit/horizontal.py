@@ -232,19 +232,42 @@ class _Rewriting:
             moved = self.moved.get(node.results[0]) if node.results else None
             numbered.append((k, 0, node) if moved is None else (moved, 1, node))
         numbered += [(place, 1, node) for place, node in self.added]
-        nodes = []
+        nodes: list[Node] = []
         for _, _, node in sorted(numbered, key=lambda entry: entry[:2]):
             args, kwargs = replace_values((node.args, node.kwargs), self.new)
             nodes.append(replace(node, args=args, kwargs=kwargs))
         outputs = replace_values(self.graph.outputs, self.new)
         mutations = tuple((old, self.new(value)) for old, value in self.graph.mutations)
-        return Graph(self.graph.inputs, live_nodes(tuple(nodes), (outputs, mutations)), outputs, mutations)
+        ordered = _in_order(nodes)
+        if ordered is None:  # what became one waits for itself, through what became another one
+            return self.graph
+        return Graph(self.graph.inputs, live_nodes(ordered, (outputs, mutations)), outputs, mutations)
 
     def new(self, value: Value) -> Value:
         """What stands for a value by now."""
         while value in self.became:
             value = self.became[value]
         return value
+
+
+def _in_order(nodes: Sequence[Node]) -> tuple[Node, ...] | None:
+    """Nodes as they are, but each behind what it reads; None if some wait for each other."""
+    producer = {value: node for node in nodes for value in node.results}
+    begun: set[Node] = set()
+    done: dict[Node, None] = {}
+    for last in nodes:
+        waiting = [last]
+        while waiting:
+            node = waiting[-1]
+            needed = {n for v in node.inputs if (n := producer.get(v)) is not None and n not in done}
+            if node in done or not needed:
+                done[waiting.pop()] = None
+            elif needed & begun:
+                return None
+            else:
+                begun.add(node)
+                waiting += [n for n in nodes if n in needed]
+    return tuple(done)
 
 
 # ---------------------------------------------------------------- what belongs together
@@ -255,6 +278,8 @@ def _products_of_steps(rewriting: _Rewriting) -> Iterator[list[Node]]:
     groups: dict[Any, list[Node]] = {}
     for node in rewriting.graph.nodes:
         if node.op not in ("aten.mm.default", "aten.addmm.default") or node.kwargs or not node.results[0].is_floating:
+            continue
+        if not all(v.size for v in node.inputs):
             continue
         *added, left, right = node.args
         if added and len(added[0].shape) > 1:
@@ -323,7 +348,7 @@ def _summand(value: Value, rewriting: _Rewriting) -> _Summand | None:
         return None
     if node.op == "aten.mm.default":
         turn = rewriting.producer.get(node.args[0])
-        if turn is None or turn.op not in _TURNS:
+        if turn is None or turn.op not in _TURNS or not all(v.size for v in node.inputs):
             return None
         left, right = turn.inputs[0], node.args[1]
         return _Summand(left, right, ("mm", left.shape[1], right.shape[1], value.dtype))
