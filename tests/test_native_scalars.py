@@ -7,6 +7,7 @@ from pathlib import Path
 from time import process_time
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,12 +19,16 @@ from pullback.emit.native import emit_native
 from pullback.emit.python import emit_python
 from pullback.graph import Graph
 from pullback.native import building
-from pullback.native.arrays import NotScalar
+from pullback.native.arrays import Array, NotScalar, each
 from pullback.native.expansion import expand
+from pullback.native.scalars import Table
+from pullback.native.structure import STRUCTURE
 from support import reference
 from test_native_operators import ATEN, difference, graph_of
 
 pytestmark = pytest.mark.skipif(not building.is_there(), reason="needs a C compiler")
+
+DIAGONAL = STRUCTURE["aten.diagonal_backward.default"]
 
 
 def check(f: Callable[..., Any], *inputs: Tensor, samples: int | None = None) -> None:
@@ -244,6 +249,36 @@ def test_large_programs_are_left_to_others() -> None:
 
 
 # ---------------------------------------------------------------- calls
+
+
+def test_what_is_too_large_is_refused_before_it_is_made() -> None:
+    def never(*_: Any) -> Any:
+        raise AssertionError("an entry was computed")
+
+    row = np.empty((1, 200), dtype=object)
+    with pytest.raises(NotScalar, match="40,000 entries"):
+        each(never, row.copy().T, row)
+    numbers = np.broadcast_to(np.array([Table().zero("float64")]), (100_000,))
+    with pytest.raises(NotScalar, match="10,000,000,000 entries"):  # the diagonal's positions alone take 10 GB
+        DIAGONAL(Array(numbers, (100_000,), "float64", None), [100_000, 100_000], 0, 0, 1)
+
+
+def test_constants_of_large_batches_are_one_entry() -> None:
+    """What is the same for all samples has to be reshaped with them, however many there are."""
+
+    def f(x: Tensor) -> Tensor:
+        return torch.stack([2 * x[:, 0] + x[:, 1] - 3, x[:, 0] * x[:, 1]], 1)
+
+    x = torch.randn(30_000, 2, dtype=torch.float64)
+    transform = pullback.batch_jacobian(f, backend="native")
+    assert transform.plan(x).reason == "asked for"
+    torch.testing.assert_close(transform(x), pullback.batch_jacobian(f, backend="python")(x))
+    row = np.broadcast_to(
+        np.array([[Table().zero("float64"), Table().input(0, (0, 0), "float64", varies=False)]]), (30_000, 2)
+    )
+    pairs = Array(row, (30_000, 2), "float64", None).reshape((30_000, 1, 2))
+    assert pairs.entries.strides[0] == 0
+    assert [entry.op for entry in pairs.entries[29_999, 0]] == ["zero", "input"]
 
 
 def test_arguments_in_any_layout() -> None:

@@ -86,8 +86,7 @@ class Array:
         sizes = list(shape)
         if batch is not None:
             sizes[batch.axis] = batch.outer * batch.inner
-        _check_size(prod(sizes))
-        return self._like(self.entries.reshape(sizes), shape, batch)
+        return self._like(_reshaped(self.entries, sizes), shape, batch)
 
     def _batch_in(self, shape: tuple[int, ...]) -> Batch:
         """Where the samples lie once the tensor has another shape."""
@@ -207,6 +206,7 @@ def each(function: Callable[..., Scalar], *entries: Any) -> Any:
     """A function of scalars at every entry of arrays that broadcast."""
 
     def apply(*entries: Any) -> Any:
+        check_size(prod(np.broadcast_shapes(*map(np.shape, entries))))
         return np.asarray(np.frompyfunc(function, len(entries), 1)(*entries), dtype=object)
 
     return once_where_equal(apply, np.broadcast_arrays(*entries))
@@ -218,7 +218,7 @@ def once_where_equal(function: Callable[..., Any], entries: Sequence[Any], kept:
     equal = [d for d in range(rank) if d not in kept and all(_is_uniform(e, d) for e in entries)]
     key = tuple(slice(0, 1) if d in equal else slice(None) for d in range(rank))
     found = function(*(e[key] for e in entries))
-    _check_size(found.size)
+    check_size(found.size)
     sizes = [entries[0].shape[d] if d in equal else n for d, n in enumerate(found.shape)]
     return np.broadcast_to(found, sizes)
 
@@ -228,12 +228,23 @@ def _is_uniform(entries: Any, axis: int) -> bool:
     return entries.shape[axis] > 1 and entries.strides[axis] == 0
 
 
+def _reshaped(entries: Any, sizes: Sequence[int]) -> Any:
+    """Entries in another shape; what is the same all along an axis stays one entry, however long the axis is."""
+    if entries.ndim and entries.size and all(n == 1 or _is_uniform(entries, d) for d, n in enumerate(entries.shape)):
+        return np.broadcast_to(entries[(slice(0, 1),) * entries.ndim].reshape([1] * len(sizes)), sizes)
+    if entries.ndim and sizes and entries.shape[0] == sizes[0] and _is_uniform(entries, 0):
+        return np.broadcast_to(_reshaped(entries[:1].reshape(entries.shape[1:]), sizes[1:]), sizes)
+    check_size(prod(sizes))
+    return entries.reshape(sizes)
+
+
 def _completed(shape: Sequence[int], size: int) -> tuple[int, ...]:
     known = prod(n for n in shape if n != -1)
     return tuple(size // max(known, 1) if n == -1 else n for n in shape)
 
 
-def _check_size(size: int) -> None:
+def check_size(size: int) -> None:
+    """Raise NotScalar if an array would have too many entries; before it is made, since it may not fit into memory."""
     if size > LARGEST:
         raise NotScalar(f"it has a tensor of {size:,} entries, and {LARGEST:,} are the most")
 
@@ -336,7 +347,7 @@ def embed(array: Array, shape: Sequence[int], places: Mapping[int, Any]) -> Arra
 
     def put(entries: Any) -> Any:
         sizes = [shape[d] if d in places else n for d, n in enumerate(entries.shape)]
-        _check_size(prod(sizes))
+        check_size(prod(sizes))
         found = np.full(sizes, zero, dtype=object)
         found[tuple(places.get(d, slice(None)) for d in range(len(sizes)))] = entries
         return found

@@ -9,7 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array, NotScalar, aligned, concatenate, each, embed, matmul, pointwise, uniform, with_samples
+from .arrays import (
+    Array,
+    NotScalar,
+    aligned,
+    check_size,
+    concatenate,
+    each,
+    embed,
+    matmul,
+    pointwise,
+    uniform,
+    with_samples,
+)
 from .formulas import POINTWISE
 from .scalars import Scalar
 
@@ -122,6 +134,7 @@ def _select_scatter(x: Array, source: Array, dim: int, index: int) -> Array:
 def _diagonal_backward(x: Array, sizes: Sequence[int], offset: int, first: int, second: int) -> Array:
     """The last axis along the diagonal of two: an axis for each of them, of which one is looked up by the other."""
     first, second, length = first % len(sizes), second % len(sizes), x.shape[x.within(-1)]
+    check_size(sizes[first] * length)
     rest = [d for d in range(len(sizes)) if d not in (first, second)]
     rows, columns = (np.arange(length) + max(sign * offset, 0) for sign in (-1, 1))
     pair = [*(sizes[d] for d in rest), sizes[first], length]
