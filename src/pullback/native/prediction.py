@@ -1,10 +1,13 @@
 """What scalar programs are predicted to take, and their compiler; measured on a server's processor."""
 
 from collections.abc import Iterable
+from math import prod
 
+from .elements import BYTES
 from .expansion import Expansion
 from .scalars import Scalar
 from .source import is_call
+from .timing import fresh_memory
 
 CALL = 2.5e-6  # seconds from one call of a program to the next, and for each tensor that it returns
 TENSOR = 0.6e-6
@@ -20,7 +23,10 @@ def predicted_seconds(expansion: Expansion) -> float:
     if expansion.samples is None:
         return seconds + _work(ordered, OPERATION, FUNCTION)
     moved = sum(a.entries.size for a in expansion.outputs) + sum(x.op == "input" for x in ordered)
-    return seconds + expansion.samples * (_work(ordered, IN_VECTORS, FUNCTION_IN_VECTORS) + moved * MOVED)
+    work = _work(ordered, IN_VECTORS, FUNCTION_IN_VECTORS) + moved * MOVED
+    return (
+        seconds + expansion.samples * work + fresh_memory([prod(a.shape) * BYTES[a.dtype] for a in expansion.outputs])
+    )
 
 
 def _work(ordered: Iterable[Scalar], operation: float, function: float) -> float:

@@ -24,8 +24,12 @@ def predicted_seconds(kernels: Iterable[Any], outputs: Sequence[Buffer]) -> floa
     Cost: linear in the number of kernels.
     """
     sizes = [buffer.size * BYTES[buffer.dtype] for buffer in outputs]
-    fresh = FRESH * sum(size for size in sizes if size > LARGEST_KEPT)
-    return CALL + TENSOR * len(sizes) + fresh + sum(map(_seconds, kernels))
+    return CALL + TENSOR * len(sizes) + fresh_memory(sizes) + sum(map(_seconds, kernels))
+
+
+def fresh_memory(sizes: Iterable[int]) -> float:
+    """Seconds until results of so many bytes have memory: that of large ones is given back to the system each time."""
+    return FRESH * sum(size for size in sizes if size > LARGEST_KEPT)
 
 
 def predicted_build(distinct: int) -> float:
