@@ -21,6 +21,7 @@ from pullback.graph import Graph
 from pullback.native import building
 from pullback.native.arrays import Array, NotScalar, each
 from pullback.native.expansion import expand
+from pullback.native.prediction import predicted_seconds
 from pullback.native.scalars import Table
 from pullback.native.structure import STRUCTURE
 from support import reference
@@ -279,6 +280,12 @@ def test_constants_of_large_batches_are_one_entry() -> None:
     pairs = Array(row, (30_000, 2), "float64", None).reshape((30_000, 1, 2))
     assert pairs.entries.strides[0] == 0
     assert [entry.op for entry in pairs.entries[29_999, 0]] == ["zero", "input"]
+
+
+def test_predictions_know_every_dtype() -> None:
+    for dtype in (torch.int8, torch.uint8, torch.int16, torch.bool, torch.float32):
+        graph = graph_of(lambda x, dtype=dtype: (x * 2).sum(1).to(dtype), torch.ones(16, 3))
+        assert 0 < predicted_seconds(expand(graph)) < 1e-4
 
 
 def test_arguments_in_any_layout() -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from math import prod
 
-from .elements import BYTES
+import numpy as np
+
 from .expansion import Expansion
 from .scalars import Scalar
 from .source import is_call
@@ -25,7 +26,9 @@ def predicted_seconds(expansion: Expansion) -> float:
     moved = sum(a.entries.size for a in expansion.outputs) + sum(x.op == "input" for x in ordered)
     work = _work(ordered, IN_VECTORS, FUNCTION_IN_VECTORS) + moved * MOVED
     return (
-        seconds + expansion.samples * work + fresh_memory([prod(a.shape) * BYTES[a.dtype] for a in expansion.outputs])
+        seconds
+        + expansion.samples * work
+        + fresh_memory([prod(a.shape) * np.dtype(a.dtype).itemsize for a in expansion.outputs])
     )
 
 
