@@ -259,6 +259,12 @@ def test_signs_and_single_vectors_are_no_gauge() -> None:
         pullback.grad(lambda a: torch.linalg.svd(a, full_matrices=True)[0].pow(3).sum())(TALL)
 
 
+def test_vectors_that_were_not_computed() -> None:
+    f = lambda a: torch.ops.aten._linalg_svd.default(a, False, False)  # noqa: E731
+    pulled = pullback.vjp(f, A)[1]((A.new_zeros(0), torch.ones(3, dtype=torch.float64), A.new_zeros(0)))[0]
+    close(pulled, pullback.grad(lambda a: torch.linalg.svdvals(a).sum())(A))
+
+
 def test_no_matrix_at_all() -> None:
     for shape in ((0, 3, 3), (2, 0, 3), (3, 0)):
         a = torch.zeros(shape, dtype=torch.complex128)

@@ -26,7 +26,7 @@ SOURCE = ROOT / "src" / "pullback"
 LAYERS: dict[int, tuple[str, ...]] = {
     24: ("__init__", "cli"),
     23: ("training", "evidence", "registry", "batches", "torch_func"),
-    22: ("api",),
+    22: ("api", "contexts"),
     21: ("explain", "recorder", "teaching", "verification", "nonfinite", "elimination"),
     20: ("transform", "whole", "deferred"),
     19: ("derivatives", "compiled", "observation"),

@@ -8,7 +8,8 @@ from torch import Tensor
 
 import pullback
 from pullback import MissingRuleError, RuleError, UnsupportedTorchError, registry, rules
-from pullback.rules import RULES, Function, Multilinear, Pointwise, Sample, T
+from pullback.contexts import CONTEXTS
+from pullback.rules import RULES, C, Function, Multilinear, Pointwise, Sample, T
 from pullback.rules.kinds import multilinear_parts
 from support import reference
 
@@ -23,6 +24,8 @@ CUBE = Pointwise(lambda x: 3 * x * x)
 OURS = [
     *("aten.tanh.default", "aten.mul.Tensor", "aten.addmm.default", "aten.gather.default", "aten.special_i1.default"),
     *("aten._softmax.default", "aten._pdist_forward.default", "aten.split.Tensor", "aten.convolution.default"),
+    *("aten.polar.default", "aten._fft_r2c.default", "aten.embedding.default", "aten.hardsigmoid.default"),
+    *CONTEXTS,
 ]
 X = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 
@@ -114,7 +117,24 @@ def test_swapped_operands_are_found() -> None:
         rules.check("test_registry::weigh")
 
 
-@pytest.mark.parametrize("op", OURS)
+@pytest.mark.parametrize("form", ["ij,jk->ik", "ij,kj->ik"], ids=["right", "transposed"])
+def test_complex_samples_are_complex(form: str) -> None:
+    rules.register("test_registry::weigh", Multilinear((Sample(C(3, 3), C(3, 3)),), form=form))
+    if form == "ij,jk->ik":
+        assert rules.check("test_registry::weigh") == 1
+    else:
+        with pytest.raises(RuleError, match="differ"):
+            rules.check("test_registry::weigh")
+
+
+@pytest.mark.long
+def test_every_rule_of_ours_passes() -> None:
+    for op, rule in RULES.items():
+        assert rules.check(op) == len(rule.samples), op
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("op", dict.fromkeys(OURS))
 def test_our_own_rules_pass(op: str) -> None:
     assert rules.check(op) == len(RULES[op].samples)
 

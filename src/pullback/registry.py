@@ -1,4 +1,7 @@
-"""What a rule that a user registers sets off, and the evidence on any rule: its samples, probed to order two."""
+"""What a rule that a user registers sets off, and the evidence on any rule: its samples, probed to order two.
+
+Inner products of complex numbers are real ones, Re⟨u, v⟩, and they move along real and imaginary directions.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .api import hvp, jvp, vjp
+from .contexts import CONTEXTS, PLAIN
 from .errors import RuleError
 from .recipes import forget_recipes
 from .replay import PULLS, SIGHTINGS
@@ -17,6 +21,7 @@ from .torch_private import overload, tree_flatten, tree_leaves, tree_unflatten
 
 STEP = 1e-5
 SHARP, BY_DIFFERENCES = 1e-9, 1e-5  # |a − b| ≤ tolerance · (1 + |b|)
+SINGLE = {"aten.hardsigmoid.default": 1e-7}  # PyTorch's kernel divides by 6 in single precision, in double too
 
 Tensors = tuple[Tensor, ...]
 
@@ -31,8 +36,9 @@ def forget(op: str) -> None:
 
 @dataclass(frozen=True)
 class Probe:
-    """An operator on one sample, as a function of its floating operands, and random directions there."""
+    """An operator on one sample, as a function of its differentiable operands, and random directions there."""
 
+    op: str
     title: str
     function: Callable[..., Tensors]
     point: Tensors
@@ -70,14 +76,15 @@ def evidence(op: str) -> int:
 
 def examine(probe: Probe) -> None:
     """Compare the derivatives of first and second order with differences, and forward with backward."""
+    sharp = SINGLE.get(probe.op, SHARP)
     pushed = tuple(jvp(probe.function, probe.point, probe.tangents)[1])
     agree(probe, "tangents and difference quotients", pushed, probe.slopes(probe.function), BY_DIFFERENCES)
     forward, backward = inner(probe.cotangents, pushed), inner(probe.gradient(*probe.point), probe.tangents)
-    agree(probe, "⟨u, J v⟩ and ⟨Jᵀ u, v⟩", (forward,), (backward,), SHARP)
+    agree(probe, "⟨u, J v⟩ and ⟨Jᵀ u, v⟩", (forward,), (backward,), sharp)
     bent = probe.bent(probe.tangents)
     agree(probe, "second derivatives and difference quotients", bent, probe.slopes(probe.gradient), BY_DIFFERENCES)
     one, other = inner(probe.others, bent), inner(probe.bent(probe.others), probe.tangents)
-    agree(probe, "⟨w, H v⟩ and ⟨H w, v⟩", (one,), (other,), SHARP)
+    agree(probe, "⟨w, H v⟩ and ⟨H w, v⟩", (one,), (other,), sharp)
 
 
 def agree(probe: Probe, what: str, ours: Sequence[Tensor], theirs: Sequence[Tensor], tolerance: float) -> None:
@@ -91,8 +98,9 @@ def agree(probe: Probe, what: str, ours: Sequence[Tensor], theirs: Sequence[Tens
 
 
 def inner(these: Sequence[Tensor], those: Sequence[Tensor]) -> Tensor:
-    """The inner product of two lists of tensors."""
-    return torch.stack([(a * b).sum() for a, b in zip(these, those, strict=True)]).sum()
+    """The inner product of two lists of tensors: Re⟨a, b⟩; zero of none."""
+    products = [(a.conj() * b).sum() for a, b in zip(these, those, strict=True)]
+    return torch.stack([torch.zeros((), dtype=torch.float64), *(p.real for p in products)]).sum()
 
 
 # ---------------------------------------------------------------- drawing a sample
@@ -103,25 +111,39 @@ def probe(op: str, sample: Sample, title: str) -> Probe:
     generator = torch.Generator().manual_seed(0)
     drawn = drawn_like((sample.args, dict(sample.kwargs)), generator)
     leaves, spec = tree_flatten(drawn)
-    places = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    wanted, operator = RULES[op].differentiable, overload(op)
+    places = [k for k, leaf in enumerate(leaves) if is_continuous(leaf)]
+    wanted, context = RULES[op].differentiable, CONTEXTS.get(op, PLAIN)
+    operator = context.call or overload(op)
 
     def function(*primals: Tensor) -> Tensors:
         given = list(leaves)
         for place, primal in zip(places, primals, strict=True):
             given[place] = primal
         args, kwargs = tree_unflatten(given, spec)
+        args, kwargs = context.before(*args, **kwargs)
         results = operator(*args, **kwargs)
         flat = list(results) if isinstance(results, (tuple, list)) else [results]
+        if context.after is not None:
+            return tuple(t for t in context.after(flat) if is_continuous(t))
         wanted_here = range(len(flat)) if isinstance(results, list) else wanted  # as many as the sample makes
-        return tuple(flat[k] for k in wanted_here if flat[k].is_floating_point())
+        return tuple(flat[k] for k in wanted_here if is_continuous(flat[k]))
 
     point = tuple(leaves[k] for k in places)
     values = function(*point)
     cotangents, tangents, others = (
         tuple(torch.randn(x.shape, dtype=x.dtype, generator=generator) for x in like) for like in (values, point, point)
     )
-    return Probe(title, function, point, cotangents, tangents, others)
+    return Probe(op, title, function, point, cotangents, tangents, others)
+
+
+def is_continuous(leaf: Any) -> bool:
+    """Whether an argument or result is a tensor that varies continuously."""
+    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+
+
+def _between(argument: T, generator: torch.Generator) -> Tensor:
+    low, high = argument.domain
+    return low + (high - low) * torch.rand(argument.shape, dtype=torch.float64, generator=generator)
 
 
 def drawn_like(argument: Any, generator: torch.Generator) -> Any:
@@ -131,8 +153,8 @@ def drawn_like(argument: Any, generator: torch.Generator) -> Any:
     if isinstance(argument, dict):
         return {name: drawn_like(a, generator) for name, a in argument.items()}
     if isinstance(argument, T):
-        low, high = argument.domain
-        return low + (high - low) * torch.rand(argument.shape, dtype=torch.float64, generator=generator)
+        drawn = [_between(argument, generator) for _ in range(1 + argument.complex)]
+        return torch.complex(*drawn) if argument.complex else drawn[0]
     if isinstance(argument, I):
         return torch.randint(argument.bound, argument.shape, generator=generator)
     return torch.rand(argument.shape, generator=generator) < 0.5 if isinstance(argument, B) else argument

@@ -73,7 +73,7 @@ def _open_vectors(node: Node) -> Iterator[tuple[Node, Value, int, bool]]:
     """The vectors among a node's results that are not unique: with how many of them come before a mere basis."""
     for number, are_rows in VECTORS.get(node.op, {}).items():
         vectors = node.outputs[number]
-        if vectors is None:
+        if vectors is None or len(vectors.shape) < 2:  # unread, or left out by compute_uv=False
             continue
         own = min(node.inputs[0].shape[-2:])
         beyond = vectors.shape[-2 if are_rows else -1] - own
