@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tasks.task import Task
 
 OURS = "pullback"
 REFERENCE = "torch.func"  # whose results in float64 all others are compared with
+TOLERANCES = {"float64": 1e-9, "float32": 1e-3}  # relative to the largest entry; more is a wrong result
 GRACE = 60  # seconds beyond its budget after which a peer is given up
 
 
@@ -23,7 +25,7 @@ class Options:
     pairs: samples of each peer, each next to one of ours.
     budget: seconds that a peer may take until its first result, and again for its samples.
     pin: the processor that all workers are bound to.
-    cache: where torch.compile finds what it compiled in another run; None: it compiles anew.
+    cache: where torch.compile and ours find what they compiled in another run; None: they compile anew.
     """
 
     pairs: int = 40
@@ -36,7 +38,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Cell:
-    """What one contender was found to take.
+    """What one contender was found to take; a wrong result is a problem, and takes no time.
 
     first: seconds of the first call, compilation included.
     seconds: of a later call; ratio: that over ours, pair by pair; both None where there was no time for samples.
@@ -57,10 +59,19 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A task and its cells, by the names of the peers; ours is among them."""
+    """A task and its cells, by the names of the peers; ours is among them.  `date`: the day of the last of them."""
 
     task: str
     cells: dict[str, Cell]
+    date: str = ""
+
+    def missing(self, names: Sequence[str]) -> list[str]:
+        """Those whose cells are yet to be measured, or have only a problem."""
+        return [name for name in names if name not in self.cells or self.cells[name].problem]
+
+    def joined(self, later: "Row") -> "Row":
+        """With the cells of a later run; ratios stay those of their own pairs, so that each is of one run."""
+        return Row(self.task, self.cells | later.cells, later.date)
 
 
 @dataclass
@@ -77,12 +88,13 @@ class _Entrant:
 def compare(task: Task, names: Sequence[str], options: Options, tell: Callable[[str], None]) -> Row:
     """Measure one task; `tell` is told what is being done."""
     cells: dict[str, Cell] = {}
+    today = date.today().isoformat()
     with ExitStack() as stack:
         entrants: list[_Entrant] = []
         try:
             reference = _reference(task, options, tell)
         except PeerError as problem:
-            return Row(task.name, {OURS: Cell(problem=f"the reference fails: {problem}")})
+            return Row(task.name, {OURS: Cell(problem=f"the reference fails: {problem}")}, today)
         for name in (OURS, *names):
             tell(f"{task.name}: first call of {name}")
             try:
@@ -92,7 +104,7 @@ def compare(task: Task, names: Sequence[str], options: Options, tell: Callable[[
         if entrants and entrants[0].name == OURS:
             _sample(task, entrants, options, tell)
         cells.update((one.name, _finished(one)) for one in entrants)
-    return Row(task.name, {name: cells[name] for name in (OURS, *names)})
+    return Row(task.name, {name: cells[name] for name in (OURS, *names)}, today)
 
 
 def _peer(name: str, options: Options) -> Peer:
@@ -103,7 +115,8 @@ def _reference(task: Task, options: Options, tell: Callable[[str], None]) -> lis
     """The results in float64, by PyTorch."""
     tell(f"{task.name}: the reference")
     with Worker(PEERS[REFERENCE], options.pin) as worker:
-        answer = worker.ask("prepare", task=task.name, seed=0, budget=0, precision="float64", options={})
+        details = {"task": task.name, "seed": 0, "precision": "float64", "options": {}}
+        answer = worker.ask("prepare", options.budget + GRACE, budget=0, **details)
     return answer["result"]
 
 
@@ -115,7 +128,7 @@ def _enter(stack: ExitStack, task: Task, name: str, options: Options, reference:
     details = {"task": task.name, "seed": 0, "precision": "", "options": peer.options}
     answer = worker.ask("prepare", options.budget + GRACE, budget=options.budget, **details)
     about = worker.ask("about")["text"]
-    error = None if name == "limit" else largest_error(answer["result"], reference)
+    error = None if name == "limit" else checked_error(answer["result"], reference, task.dtype)
     facts = {"about": about, **answer["facts"]}
     cell = Cell(answer["way"], answer["first"], answer["once"], error=error, facts=facts)
     return _Entrant(name, worker, cell, max(1, int(2 * SHORTEST_SAMPLE / answer["once"]) + 1))
@@ -126,33 +139,55 @@ def largest_error(found: Sequence[numpy.ndarray], reference: Sequence[numpy.ndar
     shapes = [a.shape for a in found], [b.shape for b in reference]
     if shapes[0] != shapes[1]:
         raise PeerError(f"results of shapes {shapes[0]} where {shapes[1]} are right")
-    return max(float(abs(a - b).max() / max(abs(b).max(), 1e-300)) for a, b in zip(found, reference, strict=True))
+    pairs = zip(found, reference, strict=True)
+    return float(numpy.max([abs(a - b).max() / max(abs(b).max(), 1e-300) for a, b in pairs]))  # of a NaN, NaN
+
+
+def checked_error(found: Sequence[numpy.ndarray], reference: Sequence[numpy.ndarray], dtype: str) -> float:
+    """The largest error.  Raises PeerError where it is more than rounding explains."""
+    error = largest_error(found, reference)
+    if not error <= TOLERANCES[dtype]:
+        raise PeerError(f"wrong: an error of {error:.1e} where {TOLERANCES[dtype]:g} is allowed")
+    return error
 
 
 def _sample(task: Task, entrants: list[_Entrant], options: Options, tell: Callable[[str], None]) -> None:
-    """Time the peers in turn, each next to ours, on arguments that are new for each pair."""
+    """Time the peers in turn, each next to ours, on arguments that are new for each pair.
+
+    One that fails on the way has its problem as its cell; without ours there is nothing to compare with.
+    """
     ours, *others = entrants
     rounds = WARM_UP + options.pairs
-    timed = [one for one in others if one.cell.once * rounds <= options.budget]
+    timed = [one for one in others if one.cell.once * rounds <= options.budget] or [ours]
     for number in range(rounds):
         tell(f"{task.name}: {number + 1} of {rounds}")
-        for place, one in enumerate(timed or [ours]):
+        for place, one in enumerate(timed):
+            if ours.cell.problem or one.cell.problem:
+                continue
             pair = [ours] if one is ours else [ours, one] if number % 2 else [one, ours]
-            seed = 1 + number * len(entrants) + place
-            times = {which.name: _seconds(which, seed, options) for which in pair}
-            if number >= WARM_UP:
+            times = _times(pair, 1 + number * len(entrants) + place, options)
+            if times and number >= WARM_UP:
                 one.pairs.append((times[OURS], times[one.name]))
     ours.pairs = [(first, first) for one in entrants for first, _ in one.pairs]
 
 
-def _seconds(entrant: _Entrant, seed: int, options: Options) -> float:
-    answer = entrant.worker.ask("sample", seed=seed, calls=entrant.calls, clock=options.clock)
-    return answer["seconds"]
+def _times(pair: Sequence[_Entrant], seed: int, options: Options) -> dict[str, float]:
+    """Seconds a call of each; nothing if one fails, which then has a problem."""
+    times = {}
+    for one in pair:
+        try:
+            times[one.name] = one.worker.ask(
+                "sample", options.budget + GRACE, seed=seed, calls=one.calls, clock=options.clock
+            )["seconds"]
+        except PeerError as problem:
+            one.cell = Cell(problem=f"fails on other arguments: {problem}")
+            return {}
+    return times
 
 
 def _finished(one: _Entrant) -> Cell:
     """The cell with its estimates."""
-    if not one.pairs:
+    if one.cell.problem or not one.pairs:
         return one.cell
     ratio = Estimate.of([theirs / ours for ours, theirs in one.pairs])
     return replace(one.cell, seconds=Estimate.of([theirs for _, theirs in one.pairs]), ratio=ratio)

@@ -6,12 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from comparison import OURS, Cell, Row
+from comparison import OURS, TOLERANCES, Cell, Row
 from harness import Estimate
 from rich.table import Table
 from targets import verdicts
 
 COLUMNS = ("", "a call", "× ours (95 %)", "first call", "how", "error")
+ERRORS = ", ".join(f"{most:g} in {dtype}" for dtype, most in TOLERANCES.items())
 UNITS = ((1, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
 
@@ -99,22 +100,48 @@ def _markdown_row(cells: Sequence[str]) -> str:
 def heading(rows: Sequence[Row], environment: str, settings: str) -> list[str]:
     """What the numbers were taken on, and how they are read."""
     versions = {cell.facts["about"]: None for row in rows for cell in row.cells.values() if "about" in cell.facts}
+    dates = sorted({row.date for row in rows})
     return [
-        f"{environment}. {settings}",
+        f"{environment}. {settings}. Measured {' to '.join(dict.fromkeys((dates[0], dates[-1])))}",
         "",
         *(f"- {version}" for version in versions),
         "",
         "“× ours”: how many times as long as ours a call takes, the median of the ratios of samples taken next to each "
         "other, with the interval that holds it with 95 %.  The first call counts compilation but no imports.  “How”: "
         "which of a peer's ways was the quickest.  The error is the largest difference from `torch.func` in float64, "
-        "relative to the largest entry.",
+        "relative to the largest entry; more than " + ERRORS + " is wrong, and has no time.",
     ]
 
 
 def save(path: Path, rows: Sequence[Row], names: Sequence[str], environment: str, settings: str) -> None:
     """Write the Markdown page to `path`, and all figures beside it as JSON."""
-    known = {row.task: row for row in rows}
-    data: dict[str, Any] = {"environment": environment, "settings": settings, "rows": []}
-    data["rows"] = [{"task": row.task, "cells": {n: asdict(c) for n, c in row.cells.items()}} for row in known.values()]
+    data: dict[str, Any] = {"environment": environment, "settings": settings, "rows": [asdict(row) for row in rows]}
     path.with_suffix(".json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(markdown(rows, names, heading(rows, environment, settings)), encoding="utf-8")
+
+
+def saved(path: Path, environment: str, settings: str) -> list[Row]:
+    """What an earlier run has written beside `path`, if anything.
+
+    Raises ValueError where that was measured on another machine, with other versions or in another way.
+    """
+    file = path.with_suffix(".json")
+    if not file.exists():
+        return []
+    data = json.loads(file.read_text(encoding="utf-8"))
+    for before, now in ((data["environment"], environment), (data["settings"], settings)):
+        if _without_load(before) != _without_load(now):
+            raise ValueError(f"{file} was measured with “{before}”, this run is “{now}”: it cannot be continued")
+    return [
+        Row(row["task"], {name: _cell(cell) for name, cell in row["cells"].items()}, row["date"])
+        for row in data["rows"]
+    ]
+
+
+def _without_load(environment: str) -> str:
+    return environment.rsplit(", load", 1)[0]
+
+
+def _cell(data: dict[str, Any]) -> Cell:
+    estimates = {key: Estimate(**data[key]) for key in ("seconds", "ratio") if data[key] is not None}
+    return Cell(**{**data, **estimates})

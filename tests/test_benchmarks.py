@@ -168,6 +168,76 @@ def test_other_results_are_not_taken_for_right_ones(table: object) -> None:
         comparison.largest_error([np.array([[1.0, 4.0]])], right)
 
 
+def test_wrong_results_have_no_time(table: object) -> None:
+    comparison: ModuleType = table("comparison")  # type: ignore[operator]
+    right = [np.array([2.0, 1.0]), np.array([3.0])]
+    assert comparison.checked_error([np.array([2.0, 1.0002]), np.array([3.0])], right, "float32") == pytest.approx(1e-4)
+    for wrong in (1.0002, float("nan")):
+        with pytest.raises(comparison.PeerError, match="wrong"):
+            comparison.checked_error([np.array([2.0, wrong]), np.array([3.0])], right, "float64")
+
+
+class _Dying:
+    """A worker that answers so many samples, and then none."""
+
+    def __init__(self, left: int, failure: type[Exception]) -> None:
+        self.left, self.failure = left, failure
+
+    def ask(self, *_: object, **details: object) -> dict[str, float]:
+        self.left -= 1
+        if self.left < 0:
+            raise self.failure("it died")
+        return {"seconds": 1e-6}
+
+
+@pytest.mark.parametrize("dying", ["pullback", "JAX"])
+def test_one_that_dies_among_the_samples_is_a_cell_with_its_message(table: object, dying: str) -> None:
+    comparison: ModuleType = table("comparison")  # type: ignore[operator]
+    task = table("tasks.catalogue").TASKS["heart dipole"]  # type: ignore[operator]
+    entrants = [
+        comparison._Entrant(
+            name, _Dying(12 if name == dying else 10**6, comparison.PeerError), comparison.Cell("way", 0.1, 1e-6), 1
+        )
+        for name in ("pullback", "JAX", "torch.func")
+    ]
+    comparison._sample(task, entrants, comparison.Options(pairs=30), lambda _: None)
+    cells = {one.name: comparison._finished(one) for one in entrants}
+    assert cells[dying].problem == "fails on other arguments: it died"
+    assert (cells["torch.func"].seconds is not None) or dying == "pullback"
+    assert len(entrants[2].pairs) == (30 if dying == "JAX" else 1)
+
+
+def test_a_run_goes_on_where_another_ended(
+    table: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run: ModuleType = table("run")  # type: ignore[operator]
+    comparison: ModuleType = table("comparison")  # type: ignore[operator]
+    harness: ModuleType = table("harness")  # type: ignore[operator]
+    estimate, asked = harness.Estimate(2.0, 1.0, 3.0), []
+
+    def compare(task: object, names: list[str], *_: object) -> object:
+        asked.append((task.name, names))  # type: ignore[attr-defined]
+        cells = {"pullback": comparison.Cell("", 0.1, 1e-6, estimate, estimate, 0.0)}
+        cells |= {name: comparison.Cell(problem="no") if name == "limit" else cells["pullback"] for name in names}
+        return comparison.Row(task.name, cells, "2026-01-01")  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(run, "compare", compare)
+
+    def go(*given: str) -> int:
+        peers = ["--peer", "JAX", "--peer", "limit"]
+        monkeypatch.setattr(sys, "argv", ["run.py", *peers, "--out", str(tmp_path / "results.md"), *given])
+        return int(run.main())
+
+    assert go("--task", "robot arm") == 0
+    assert go("--task", "robot arm", "--task", "roe flux 3-D", "--resume") == 0
+    assert asked == [("robot arm", ["JAX", "limit"]), ("roe flux 3-D", ["JAX", "limit"]), ("robot arm", ["limit"])]
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [row["task"] for row in rows] == ["roe flux 3-D", "robot arm"]  # as the catalogue has them
+    assert rows[1]["cells"]["JAX"]["ratio"] == {"median": 2.0, "low": 1.0, "high": 3.0}
+    assert go("--resume", "--clock", "cpu") == 2
+    assert "it cannot be continued" in " ".join(capsys.readouterr().out.split())
+
+
 def test_tasks_are_the_same_in_every_process(table: object) -> None:
     catalogue: ModuleType = table("tasks.catalogue")  # type: ignore[operator]
     small = [task for task in catalogue.TASKS.values() if "100000" not in task.name and "sum" not in task.name]

@@ -75,7 +75,8 @@ class Worker:
         python = peer.python
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (it lives as long as the process)
         self.folder = tempfile.TemporaryDirectory()
-        settings = {**os.environ, **ONE_THREAD, "TORCHINDUCTOR_CACHE_DIR": str(cache or self.folder.name)}
+        caches = dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "PULLBACK_CACHE"), str(cache or self.folder.name))
+        settings = {**os.environ, **ONE_THREAD, **caches}
         if pin is not None:
             settings["PIN"] = str(pin)
         self.process = subprocess.Popen(
