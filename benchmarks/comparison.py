@@ -44,7 +44,7 @@ class Cell:
     seconds: of a later call; ratio: that over ours, pair by pair; both None where there was no time for samples.
     once: seconds of the quickest of the calls right after the first.
     error: the largest difference from the reference, relative to the largest entry.
-    problem: why there is nothing of all that.
+    problem: why there is nothing of all that; final: whether it would be the same another time.
     """
 
     way: str = ""
@@ -55,6 +55,12 @@ class Cell:
     error: float | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     problem: str = ""
+    final: bool = False
+
+    @property
+    def may_change(self) -> bool:
+        """Whether another run might find something where this one did not."""
+        return bool(self.problem) and not self.final
 
 
 @dataclass(frozen=True)
@@ -66,12 +72,13 @@ class Row:
     date: str = ""
 
     def missing(self, names: Sequence[str]) -> list[str]:
-        """Those whose cells are yet to be measured, or have only a problem."""
-        return [name for name in names if name not in self.cells or self.cells[name].problem]
+        """Those whose cells are yet to be measured, or have only a problem that may be gone another time."""
+        return [name for name in names if name not in self.cells or self.cells[name].may_change]
 
     def joined(self, later: "Row") -> "Row":
-        """With the cells of a later run; ratios stay those of their own pairs, so that each is of one run."""
-        return Row(self.task, self.cells | later.cells, later.date)
+        """With what a later run adds; ours stays as it was, and each ratio that of pairs of samples of one run."""
+        kept = {name: cell for name, cell in self.cells.items() if not cell.problem}
+        return Row(self.task, self.cells | later.cells | kept, later.date)
 
 
 @dataclass
@@ -100,7 +107,7 @@ def compare(task: Task, names: Sequence[str], options: Options, tell: Callable[[
             try:
                 entrants.append(_enter(stack, task, name, options, reference))
             except PeerError as problem:
-                cells[name] = Cell(problem=str(problem))
+                cells[name] = Cell(problem=str(problem), final=problem.final)
         if entrants and entrants[0].name == OURS:
             _sample(task, entrants, options, tell)
         cells.update((one.name, _finished(one)) for one in entrants)

@@ -116,7 +116,7 @@ def main() -> int:
     for verdict in verdicts(rows):
         console.print(str(verdict), style="" if verdict.holds else "bold", highlight=False)
     console.print(f"{harness.environment()}; {settings}; written to {given.out}")
-    return int(any(row.missing([OURS]) for row in rows))
+    return int(any(row.cells[OURS].problem for row in rows))
 
 
 if __name__ == "__main__":

@@ -218,19 +218,25 @@ def test_a_run_goes_on_where_another_ended(
     def compare(task: object, names: list[str], *_: object) -> object:
         asked.append((task.name, names))  # type: ignore[attr-defined]
         cells = {"pullback": comparison.Cell("", 0.1, 1e-6, estimate, estimate, 0.0)}
-        cells |= {name: comparison.Cell(problem="no") if name == "limit" else cells["pullback"] for name in names}
+        cells |= {
+            name: comparison.Cell(problem="no", final=name == "CasADi")
+            if name in ("limit", "CasADi")
+            else cells["pullback"]
+            for name in names
+        }
         return comparison.Row(task.name, cells, "2026-01-01")  # type: ignore[attr-defined]
 
     monkeypatch.setattr(run, "compare", compare)
 
     def go(*given: str) -> int:
-        peers = ["--peer", "JAX", "--peer", "limit"]
+        peers = ["--peer", "JAX", "--peer", "CasADi", "--peer", "limit"]
         monkeypatch.setattr(sys, "argv", ["run.py", *peers, "--out", str(tmp_path / "results.md"), *given])
         return int(run.main())
 
     assert go("--task", "robot arm") == 0
     assert go("--task", "robot arm", "--task", "roe flux 3-D", "--resume") == 0
-    assert asked == [("robot arm", ["JAX", "limit"]), ("roe flux 3-D", ["JAX", "limit"]), ("robot arm", ["limit"])]
+    everyone = ["JAX", "CasADi", "limit"]
+    assert asked == [("robot arm", everyone), ("roe flux 3-D", everyone), ("robot arm", ["limit"])]
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert [row["task"] for row in rows] == ["roe flux 3-D", "robot arm"]  # as the catalogue has them
     assert rows[1]["cells"]["JAX"]["ratio"] == {"median": 2.0, "low": 1.0, "high": 3.0}

@@ -24,7 +24,11 @@ ONE_THREAD = {
 
 
 class PeerError(Exception):
-    """A peer has no answer; the message is what its cell shows."""
+    """A peer has no answer; the message is what its cell shows.  `final`: asking again would change nothing."""
+
+    def __init__(self, message: str, final: bool = False) -> None:
+        super().__init__(message)
+        self.final = final
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ class Worker:
         except Closed:
             raise PeerError(self._last_words()) from None
         if "error" in answer:
-            raise PeerError(answer["error"])
+            raise PeerError(answer["error"], answer.get("final", False))
         return answer
 
     def _last_words(self) -> str:

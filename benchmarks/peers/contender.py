@@ -69,5 +69,5 @@ def quickest(
         if best is None or seconds < best[0]:
             best = seconds, contender, first, result
     if best is None:
-        raise NotOffered("; ".join(failures))
+        raise RuntimeError("; ".join(failures))
     return best[1:]

@@ -59,7 +59,7 @@ class Worker:
         try:
             return getattr(self, message.pop("do"))(**message)
         except NotOffered as reason:
-            return {"error": str(reason)}
+            return {"error": str(reason), "final": True}
         except Exception as failure:
             traceback.print_exc()
             return {"error": f"{type(failure).__name__}: {failure}"}
