@@ -1,6 +1,7 @@
 """Programs of scalar expressions: entries moved, samples kept apart, calls, files."""
 
 import pickle
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from pullback.graph import Graph
 from pullback.native import building
 from pullback.native.arrays import Array, NotScalar, each
 from pullback.native.expansion import expand
+from pullback.native.pages import LARGEST_KEPT
 from pullback.native.prediction import predicted_seconds
 from pullback.native.scalars import Table
 from pullback.native.structure import STRUCTURE
@@ -321,6 +323,29 @@ def test_a_result_that_is_an_argument() -> None:
     graph = graph_of(lambda x: (x, x * 2), random(3))
     x = random(3)
     assert emit_native(graph, plain=True).run(x)[0] is x
+
+
+def _flags_of_memory(address: int) -> list[str]:
+    """What Linux says of the mapping that an address lies in."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(match[1], 16) <= address < int(match[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    return []
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").is_dir(), reason="only Linux has such pages")
+def test_large_results_lie_in_large_pages() -> None:
+    f = pullback.batch_jacobian(lambda x: x.sin() * x.sum(-1, keepdim=True), backend="native")
+    x = random(70_000, 8)
+    large, small = f(x), f(x[:50].clone())
+    assert large.nbytes > LARGEST_KEPT > small.nbytes
+    assert "hg" in _flags_of_memory(large.data_ptr() + large.nbytes // 2)
+    assert "hg" not in _flags_of_memory(small.data_ptr())
+    torch.testing.assert_close(large[:50], small, rtol=0, atol=0)
+    torch.testing.assert_close(large[-50:], f(x[-50:].clone()), rtol=0, atol=0)
 
 
 def test_threads_share_a_program() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from .expansion import Expansion
 from .scalars import Scalar
 from .source import is_call
-from .timing import fresh_memory
+from .timing import IN_LARGE_PAGES, fresh_memory
 
 CALL = 2.5e-6  # seconds from one call of a program to the next, and for each tensor that it returns
 TENSOR = 0.6e-6
@@ -28,7 +28,7 @@ def predicted_seconds(expansion: Expansion) -> float:
     return (
         seconds
         + expansion.samples * work
-        + fresh_memory([prod(a.shape) * np.dtype(a.dtype).itemsize for a in expansion.outputs])
+        + fresh_memory([prod(a.shape) * np.dtype(a.dtype).itemsize for a in expansion.outputs], IN_LARGE_PAGES)
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from .arrays import Array
 from .expansion import Expansion
+from .pages import LARGE_PAGES
 from .scalars import FLOATING, Scalar
 from .transposition import transposition
 
@@ -217,15 +218,16 @@ class _Batched(_Writer):
         self.read_entries = self._read_entries()
 
     def helpers(self) -> list[str]:
-        """The transpositions that there are blocks for."""
+        """The request for large pages, and the transpositions that there are blocks for."""
         arrays = [self.expansion.inputs[k] for k in self.read_entries] + [*self.expansion.outputs]
         kinds = sorted({C_TYPES[a.dtype] for a in arrays if _blocks(a)})
         guard = ["#ifndef __has_builtin", "#define __has_builtin(x) 0", "#endif", ""]
-        return [*(guard if kinds else []), *map(transposition, kinds)]
+        return [LARGE_PAGES, *(guard if kinds else []), *map(transposition, kinds)]
 
     def lines(self) -> Iterator[str]:
         """The body of the function."""
         yield f"  enum {{ TILE = {self._width()} }};"
+        yield from self._pages()
         yield from self._tiles()
         fixed = [x for x in self.ordered if not x.varies and x.op not in ("constant", "zero")]
         yield from (f"  {self.statement(x)}" for x in fixed)
@@ -265,6 +267,13 @@ class _Batched(_Writer):
         while width > 16 and width * row > TILE_BYTES:
             width //= 2
         return width
+
+    def _pages(self) -> Iterator[str]:
+        """Ask for large pages where results are new memory; what has no samples is small."""
+        for number, array in enumerate(self.expansion.outputs):
+            if array.batch is not None:
+                row = array.entries.size * _SIZES[array.dtype]
+                yield f"  use_large_pages(output_{number}, samples * {row});"
 
     def _tiles(self) -> Iterator[str]:
         for number, entries in self.read_entries.items():

@@ -6,13 +6,14 @@ from typing import Any
 
 from .elements import BYTES, Buffer, Computed, Entry, reads
 from .nests import Nest, Reduction
+from .pages import LARGEST_KEPT
 from .products import Product
 
 CALL, TENSOR = 1.5e-6, 0.8e-6  # seconds of one call, and for each tensor that it returns
 KERNEL, LIBRARY = 2e-8, 3e-7  # to start a kernel, and BLAS
 OPERATION, FUNCTION = 0.1e-9, 1.3e-9  # of one element
 BYTE = 0.04e-9
-FRESH, LARGEST_KEPT = 0.3e-9, 2**25  # for each byte of memory that the system hands out anew: beyond so many at once
+FRESH, IN_LARGE_PAGES = 0.3e-9, 0.13e-9  # for each byte of memory that the system hands out anew
 ADDITION = 0.2e-9  # of one element to a sum
 MULTIPLICATION = {"float64": 0.022e-9, "float32": 0.012e-9}
 COMPILER, COMPILED = 0.07, 0.02  # to start, and for each different kernel
@@ -27,9 +28,9 @@ def predicted_seconds(kernels: Iterable[Any], outputs: Sequence[Buffer]) -> floa
     return CALL + TENSOR * len(sizes) + fresh_memory(sizes) + sum(map(_seconds, kernels))
 
 
-def fresh_memory(sizes: Iterable[int]) -> float:
+def fresh_memory(sizes: Iterable[int], each: float = FRESH) -> float:
     """Seconds until results of so many bytes have memory: that of large ones is given back to the system each time."""
-    return FRESH * sum(size for size in sizes if size > LARGEST_KEPT)
+    return each * sum(size for size in sizes if size > LARGEST_KEPT)
 
 
 def predicted_build(distinct: int) -> float:
