@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy
 from harness import SHORTEST_SAMPLE, WARM_UP, Estimate
-from peers.client import PEERS, Peer, PeerError, Worker
+from peers.client import PEERS, Died, Peer, PeerError, Worker
 from tasks.task import Task
 
 OURS = "pullback"
@@ -129,16 +129,25 @@ def _reference(task: Task, options: Options, tell: Callable[[str], None]) -> lis
 
 def _enter(stack: ExitStack, task: Task, name: str, options: Options, reference: list[numpy.ndarray]) -> _Entrant:
     """Start a worker and let it give its first result.  Raises PeerError."""
-    peer = _peer(name, options)
-    worker = Worker(peer, options.pin, options.cache)
-    stack.enter_context(worker)
-    details = {"task": task.name, "seed": 0, "precision": "", "options": peer.options}
-    answer = worker.ask("prepare", options.budget + GRACE, budget=options.budget, **details)
+    try:
+        worker, answer = _first_result(stack, task, name, options, options.budget)
+    except Died:  # of one of its ways; without time for others it takes the first that works
+        worker, answer = _first_result(stack, task, name, options, 0)
     about = worker.ask("about")["text"]
     error = None if name == "limit" else checked_error(answer["result"], reference, task.dtype)
     facts = {"about": about, **answer["facts"]}
     cell = Cell(answer["way"], answer["first"], answer["once"], error=error, facts=facts)
     return _Entrant(name, worker, cell, max(1, int(2 * SHORTEST_SAMPLE / answer["once"]) + 1))
+
+
+def _first_result(
+    stack: ExitStack, task: Task, name: str, options: Options, budget: float
+) -> tuple[Worker, dict[str, Any]]:
+    """A new worker, and what it says of its first result.  Raises PeerError."""
+    peer = _peer(name, options)
+    worker = stack.enter_context(Worker(peer, options.pin, options.cache))
+    details = {"task": task.name, "seed": 0, "precision": "", "options": peer.options}
+    return worker, worker.ask("prepare", options.budget + GRACE, budget=budget, **details)
 
 
 def largest_error(found: Sequence[numpy.ndarray], reference: Sequence[numpy.ndarray]) -> float:

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import ModuleType
@@ -135,6 +136,44 @@ def test_a_peer_that_is_not_there_is_a_cell_with_its_message(table: object, monk
         ["pullback", "3 µs", "", "500 ms", "jacobian", ""],
         ["JAX", "", "", "", "no", ""],
     ]
+
+
+def test_a_way_that_ends_its_process_leaves_time_for_one_that_does_not(
+    table: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client: ModuleType = table("peers.client")  # type: ignore[operator]
+    comparison: ModuleType = table("comparison")  # type: ignore[operator]
+    task = table("tasks.catalogue").TASKS["heart dipole"]  # type: ignore[operator]
+    budgets: list[float] = []
+
+    class Crashing:
+        def __init__(self, *_: object) -> None: ...
+
+        def __enter__(self) -> "Crashing":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def ask(self, what: str, *_: object, budget: float = 0, **__: object) -> dict[str, object]:
+            if what == "about":
+                return {"text": "one"}
+            budgets.append(budget)
+            if budget:
+                raise client.Died("ended by SIGSEGV")
+            return {"way": "jacrev", "first": 1.0, "once": 1e-3, "result": [np.ones(2)], "facts": {}}
+
+    monkeypatch.setattr(comparison, "Worker", Crashing)
+    with ExitStack() as stack:
+        entrant = comparison._enter(stack, task, "JAX", comparison.Options(budget=9), [np.ones(2)])
+    assert (entrant.cell.way, budgets) == ("jacrev", [9, 0])
+
+
+def test_how_a_peer_ended_is_said(table: object) -> None:
+    client: ModuleType = table("peers.client")  # type: ignore[operator]
+    with client.Worker(client.PEERS["limit"]) as worker:
+        worker.process.kill()
+        with pytest.raises(client.Died, match="ended by SIGKILL"):
+            worker.ask("about")
 
 
 def test_targets_compare_with_the_quickest_peer(table: object) -> None:

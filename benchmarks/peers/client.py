@@ -1,6 +1,7 @@
 """The table's end of a worker."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,10 @@ class PeerError(Exception):
     def __init__(self, message: str, final: bool = False) -> None:
         super().__init__(message)
         self.final = final
+
+
+class Died(PeerError):
+    """A peer's process has ended by itself."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class Worker:
         try:
             send(self.process.stdin.fileno(), {"do": what, **details})
         except BrokenPipeError:
-            raise PeerError(self._last_words()) from None
+            raise Died(self._last_words()) from None
         return self._receive(seconds)
 
     def _receive(self, seconds: float | None) -> dict[str, Any]:
@@ -109,17 +114,18 @@ class Worker:
             self.close()
             raise PeerError(f"no answer within {seconds:.0f} s") from None
         except Closed:
-            raise PeerError(self._last_words()) from None
+            raise Died(self._last_words()) from None
         if "error" in answer:
             raise PeerError(answer["error"], answer.get("final", False))
         return answer
 
     def _last_words(self) -> str:
-        """What a process that has died wrote last."""
+        """How a process ended, and what it wrote last."""
         code = self.process.wait()
         self.errors.seek(0)
         lines = self.errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else f"ended with status {code}"
+        ended = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+        return f"{ended}: {lines[-1]}" if lines else ended
 
     def close(self) -> None:
         """End the process."""
