@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import islice
@@ -56,6 +57,8 @@ def assert_same(run: Run, other: Run) -> None:
 CASES = [
     *((xor, engine, optimizer) for engine in sorted(ENGINES) for optimizer in ("descent", "sgd", "adam", "adamw")),
     *((make, engine, "adam") for engine in sorted(ENGINES) for make in (cnn, lambda: rnn("gru"))),
+    *((make, "record", "adam") for make in (lambda: rnn("elman"), lambda: rnn("lstm"))),
+    pytest.param(lambda: rnn("lstm", "real"), "record", "adam", marks=pytest.mark.long),
 ]
 
 
@@ -239,6 +242,15 @@ def test_a_checkpoint_is_kept_every_thousand_epochs_of_xor(tmp_path: Path, monke
     assert kept == [1000, 2000, 2300]
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT as a terminal leaves it: what a script starts in the background ignores it, and so would the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("presses", [1, 2])
 def test_ctrl_c_ends_cleanly(presses: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []

@@ -158,7 +158,8 @@ def compile_backward(
     read = dict.fromkeys(v for v in values_in(([n.inputs for n in nodes], derivatives)) if v not in computed)
     lowered = schedule(own_memory(lower(Graph(tuple(read), nodes, derivatives), keep_stops=not fuse), len(derivatives)))
     lowered.check()
-    # Sums stay in the order of the steps: a walk step by step, and this program of all of them, give equal bits.
+    # Sums over steps stay in the order of the walk.  A sum within an operator follows the layout of memory, which may
+    # differ from that in the walk: in general the two agree to rounding.
     return emit_python(lowered, name, plain=fuse, sums=False)
 
 
