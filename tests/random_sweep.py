@@ -1,7 +1,8 @@
 """Many random scripts: `python tests/random_sweep.py 0:10000 --jobs 2`.
 
 Each number is a script, traced and recorded.  A line tells how far it is; what fails is cut down and printed as a
-script to run.  With `--state FILE` a sweep goes on where it was stopped.
+script to run.  With `--state FILE` a sweep goes on where it was stopped; with `--backend native` every program that can
+be machine code is.
 """
 
 import argparse
@@ -10,14 +11,32 @@ import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from pullback.emit import backends
+from pullback.emit.offers import Offer
 from random_checks import CHECKS, Untried
 from random_scripts import Script, seeded, shrunk
 
 CHUNK = 20
+
+
+def only(backend: str) -> None:
+    """Have `backend="auto"` choose this one in this process, whatever it costs, wherever it does not decline."""
+    backends.BACKENDS = {
+        name: replace(one, offer=(lambda graph, model: Offer(0.0, 0.0)) if name == backend else None)
+        for name, one in backends.BACKENDS.items()
+    }
+
+
+def begin(backend: str | None) -> None:
+    """What each process of a sweep starts with."""
+    torch.set_num_threads(1)
+    if backend:
+        only(backend)
 
 
 def problem(kind: str, script: Script) -> str:
@@ -64,6 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--kind", choices=[*CHECKS, "both"], default="both")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--state", type=Path, help="file of what is done")
+    parser.add_argument("--backend", choices=list(backends.BACKENDS), help="for every program that it can make")
     given = parser.parse_args(arguments)
     start, end = map(int, given.numbers.split(":"))
     done = read(given.state)
@@ -71,20 +91,20 @@ def main(arguments: list[str] | None = None) -> int:
     if not todo:
         print("nothing left to do")
         return 0
-    return run(todo, given.jobs, given.state)
+    return run(todo, given)
 
 
-def run(todo: list[tuple[str, int, int]], jobs: int, state: Path | None) -> int:
-    total, finished, wrong, begin = sum(e - s for _, s, e in todo), 0, 0, time.perf_counter()
-    with ProcessPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+def run(todo: list[tuple[str, int, int]], given: argparse.Namespace) -> int:
+    total, finished, wrong, started = sum(e - s for _, s, e in todo), 0, 0, time.perf_counter()
+    with ProcessPoolExecutor(given.jobs, initializer=begin, initargs=(given.backend,)) as pool:
         for part, found in pool.map(failures, todo):
             finished += part[2] - part[1]
             wrong += len(found)
             print(*found, sep="\n", end="" if not found else "\n")
-            left = (time.perf_counter() - begin) / finished * (total - finished)
+            left = (time.perf_counter() - started) / finished * (total - finished)
             print(f"\r{finished:,} of {total:,} scripts, {wrong} failed, {left / 60:.0f} min left ", end="", flush=True)
-            if state and not found:
-                with state.open("a") as file:
+            if given.state and not found:
+                with given.state.open("a") as file:
                     print(*part, file=file)
     print()
     return int(wrong > 0)

@@ -254,6 +254,33 @@ def test_the_determinant_of_a_singular_matrix_has_its_cofactors_for_a_derivative
     close(pullback.grad(torch.linalg.det)(a), cofactors)
 
 
+def far_apart(x: torch.Tensor) -> torch.Tensor:
+    """The same numbers, where axes of size 1 have strides that lead nowhere."""
+    strides = [50 if n == 1 else s for n, s in zip(x.shape, x.stride(), strict=True)]
+    memory = torch.ones(1000, dtype=x.dtype)  # rows that exist, where it holds pivots
+    return memory.as_strided(x.shape, strides).copy_(x)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1, 1), (3, 1, 2, 2), (2, 3, 1, 2, 2)], ids=str)
+def test_systems_are_solved_whatever_the_strides_of_axes_of_size_one(shape: tuple[int, ...]) -> None:
+    """PyTorch's kernel reads beyond the factors here."""
+    a = torch.randn(shape, dtype=REAL) + 3 * torch.eye(shape[-1], dtype=REAL)
+    factors, pivots, _ = torch.linalg.lu_factor_ex(a)
+    b = torch.randn(*shape[:-1], 2, dtype=REAL)
+    solve = pullback.compile(torch.linalg.lu_solve)
+    found = solve(far_apart(factors.mT).mT, far_apart(pivots), b)
+    torch.testing.assert_close(found, torch.linalg.solve(a, b))
+
+
+def test_determinants_of_a_batch_with_an_axis_of_size_one() -> None:
+    x, v = torch.randn(2, 2, 1, 1, 1, dtype=REAL, generator=torch.Generator().manual_seed(1)).unbind()
+    for f in (torch.linalg.det, lambda x: torch.linalg.det(x @ x.mT + torch.eye(1, dtype=REAL))):
+        with reference():
+            expected = torch.func.jvp(f, (x,), (v,))[1]
+        for _ in range(3):
+            torch.testing.assert_close(pullback.jvp(f, (x,), (v,))[1], expected)
+
+
 @pytest.mark.parametrize("f", [torch.linalg.inv, torch.linalg.cholesky, lambda a: torch.linalg.solve(a, a[0])])
 def test_what_has_no_solution_raises_as_it_does_in_pytorch(f: Function) -> None:
     singular = torch.zeros(2, 2, dtype=REAL)

@@ -7,12 +7,16 @@ down to a short script.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, reject, settings
 
 import random_sweep
+from pullback.emit import backends
+from pullback.emit.program import Program
 from random_checks import CHECKS, Untried
 from random_scripts import Script, scripts, seeded, shrunk
 
@@ -82,6 +86,23 @@ def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path, capsys: pytest.Cap
     assert "6 of 6" in capsys.readouterr().out
     assert random_sweep.main(arguments) == 0
     assert "nothing left" in capsys.readouterr().out
+
+
+def test_a_sweep_of_one_back_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every script's programs are machine code, not what `backend="auto"` would choose for a few calls."""
+    monkeypatch.setattr(backends, "BACKENDS", {**backends.BACKENDS})
+    random_sweep.only("native")
+    found: list[str] = []
+    emit = backends.BACKENDS["native"].emit
+
+    def emitted(*args: Any, **options: Any) -> Program:
+        program = emit(*args, **options)
+        found.append(program.name)
+        return program
+
+    monkeypatch.setitem(backends.BACKENDS, "native", replace(backends.BACKENDS["native"], emit=emitted))
+    assert not any(random_sweep.failure("traced", seed) for seed in range(4))
+    assert len(found) >= 8
 
 
 def test_there_is_something_of_everything() -> None:

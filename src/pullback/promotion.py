@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from .graph import COMPLEX, FLOATING, Value, complex_of
+from .graph import COMPLEX, FLOATING, Value, complex_of, real_of
 
 _RANK = {"bool": 0, "uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "float16": 6, "bfloat16": 6}
 _RANK |= {"float32": 7, "float64": 8, "complex32": 9, "complex64": 10, "complex128": 11}
@@ -28,6 +28,13 @@ def promote(arguments: Sequence[Any], default: str = "float32") -> str:
         if dtype and (not result or _category(dtype) > _category(result)):
             result = complex_of(result) if dtype in COMPLEX and result in FLOATING else dtype
     return result or default
+
+
+def as_precise(dtype: str, result: str) -> str:
+    """The dtype of its kind, real or complex, with a result's precision; a dtype that has as much stays."""
+    wide = real_of(result) if dtype in FLOATING else result
+    kinds = (FLOATING, COMPLEX)
+    return wide if any(dtype in k and wide in k for k in kinds) and _RANK[dtype] < _RANK[wide] else dtype
 
 
 def _wider(a: str, b: str) -> str:

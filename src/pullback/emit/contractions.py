@@ -12,11 +12,10 @@ from math import prod
 from ..expressions import Contraction
 from ..graph import COMPLEX, FLOATING, Value
 from ..index import Axis, Label, fresh, labels_of
+from ..promotion import as_precise
 from ..terms import Factor, Scalar
 from .reading import Labelled, align, read_factor
 from .tensors import Tensors
-
-WIDTHS = ("float16", "bfloat16", "float32", "float64")
 
 
 def lower_contraction(expression: Contraction, dtype: str, tensors: Tensors) -> Value:
@@ -24,7 +23,7 @@ def lower_contraction(expression: Contraction, dtype: str, tensors: Tensors) -> 
     expression = replace(expression, factors=tuple(_behind_permutation(f, tensors) for f in expression.factors))
     expression = replace(expression, factors=tuple(_floating(f, dtype, tensors) for f in expression.factors))
     expression = _conjugated(expression, tensors)
-    expression = replace(expression, factors=_as_wide(expression.factors, dtype, tensors))
+    expression = _as_wide(expression, dtype, tensors)
     if (product := _elementwise(expression, tensors)) is not None:
         return tensors.cast(product, dtype)
     expression = _with_unit_labels(expression)
@@ -66,12 +65,23 @@ def _floating(factor: Factor, dtype: str, tensors: Tensors) -> Factor:
     return replace(factor, value=tensors.cast(factor.value, dtype))
 
 
-def _as_wide(factors: tuple[Factor, ...], dtype: str, tensors: Tensors) -> tuple[Factor, ...]:
-    """Where a number of the result's dtype meets narrower tensors, these are widened: PyTorch would narrow it."""
-    if not any(f.value.dtype == dtype and not any(labels_of(f.axes)) for f in factors):
-        return factors
-    narrow = WIDTHS[: WIDTHS.index(dtype)] if dtype in WIDTHS else ()
-    return tuple(replace(f, value=tensors.cast(f.value, dtype)) if f.value.dtype in narrow else f for f in factors)
+def _as_wide(expression: Contraction, dtype: str, tensors: Tensors) -> Contraction:
+    """Tensors of less precision than the result are widened where PyTorch would round to what they have."""
+    precise = [as_precise(f.value.dtype, dtype) for f in expression.factors]
+    narrow = [f for f, wide in zip(expression.factors, precise, strict=True) if wide != f.value.dtype]
+    others = [f for f in expression.factors if f not in narrow and f.value.dtype != "bool"]
+    if not narrow or not _rounds(expression, narrow, others):
+        return expression
+    factors = zip(expression.factors, precise, strict=True)
+    return replace(expression, factors=tuple(replace(f, value=tensors.cast(f.value, wide)) for f, wide in factors))
+
+
+def _rounds(expression: Contraction, narrow: Sequence[Factor], others: Sequence[Factor]) -> bool:
+    """Whether narrow tensors meet numbers, each other, a sum, or what has no axes by then: all else is wide at once."""
+    if len(narrow) > 1 or len(others) > 1 or abs(expression.scale) != 1:
+        return True
+    covering = set(labels_of(others[0].axes)) if others else set(expression.labels)
+    return not set(labels_of(narrow[0].axes)) <= covering
 
 
 def _elementwise(expression: Contraction, tensors: Tensors) -> Value | None:

@@ -25,6 +25,9 @@ _IDENTITIES = frozenset(
 )
 # Kernels that read their operands as if these lay in a row; PyTorch's autograd copies them first.
 _READ_IN_A_ROW = frozenset(("aten.native_group_norm_backward.default",))
+# Kernels that go through a batch by the stride of its last axis, which means nothing where that has size 1: they would
+# read beyond the memory of their first two operands.
+_STEP_BY_LAST_AXIS = frozenset(("aten.linalg_lu_solve.default", "aten.linalg_ldl_solve.default"))
 _STOP = "aten.detach.default"
 _DROPOUT = "aten.native_dropout.default"
 
@@ -83,6 +86,14 @@ class _Lowering:
     def _new(self, value: Value) -> Value:
         return self.became.get(value, value)
 
+    def _in_a_row(self, op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The same arguments, copied where a kernel does not look at how they lie in memory."""
+        if op in _READ_IN_A_ROW:
+            return tuple(replace_values(args, self._dense))
+        if op in _STEP_BY_LAST_AXIS and len(args[0].shape) > 3 and args[0].shape[-3] == 1:
+            return (*replace_values(args[:2], self._dense), *args[2:])
+        return args
+
     def _dense(self, value: Value) -> Value:
         return self.tensors.dense(value) if value.size > 1 else value
 
@@ -101,8 +112,7 @@ class _Lowering:
         if node.op in self.identities and node.inputs[0].shape == node.outputs[0].shape:  # type: ignore[union-attr]
             self.became[node.outputs[0]] = node.inputs[0]  # type: ignore[index]
             return
-        if node.op in _READ_IN_A_ROW:
-            node = replace(node, args=replace_values(node.args, self._dense))
+        node = replace(node, args=self._in_a_row(node.op, node.args))
         known = self.builder.adopt(node, shared=not facts_of(node).is_random)
         self.became.update((o, k) for o, k in zip(node.outputs, known, strict=True) if o is not None and k is not None)
         if node.op == _DROPOUT and _STOP not in self.identities and node.outputs[1] is not None:
@@ -123,6 +133,7 @@ class _Lowering:
     def _call(self, application: Application, args: tuple[Any, ...], shape: tuple[int, ...], dtype: str) -> Value:
         count = facts(application.op).results
         types = [(shape, dtype) if k == application.output else None for k in range(count)]
+        args = self._in_a_row(application.op, args)
         return self.builder.node(application.op, args, types, application.kwargs)[0]
 
     def result(self) -> Graph:

@@ -16,7 +16,7 @@ Every entry carries the samples it is checked with, or a domain from which they 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from inspect import signature
 from typing import Any
@@ -26,6 +26,7 @@ from ..expressions import Builder, Operand, Symbol
 from ..graph import Node, Value
 from ..index import Axis, Index, Indices, fresh, of_label, plain_axes
 from ..terms import Application, Factor, Kernel, Part, Scalar, Term
+from .precision import as_given, widened
 
 Domain = tuple[float, float]
 Parts = Mapping[Any, Sequence[Part]]
@@ -111,10 +112,11 @@ def _random_tensors(arguments: tuple[Any, ...]) -> Iterator[T]:
 
 @dataclass(frozen=True)
 class Call:
-    """A node as a rule sees it: tensors as symbols, everything else as it is."""
+    """A node as a rule sees it: tensors as symbols, with a `precision` in that dtype's, everything else as it is."""
 
     node: Node
     builder: Builder
+    precision: str = ""
 
     @property
     def args(self) -> tuple[Any, ...]:
@@ -152,7 +154,7 @@ class Call:
 
     def _symbolic(self, argument: Any) -> Any:
         if isinstance(argument, Value):
-            return Symbol(argument, self.builder)
+            return widened(argument, self.precision, self.builder)
         if isinstance(argument, tuple):
             return tuple(self._symbolic(a) for a in argument)
         return argument
@@ -217,9 +219,10 @@ class Pointwise(Rule):
     def parts(self, call: Call, output: int, operand: int) -> tuple[Part, ...]:
         """One diagonal term, broadcast axes of the operand excepted."""
         formula = self.derivatives[operand]
-        derivative = call.evaluate(formula) if callable(formula) else formula
         y = call.node.outputs[0]
         assert y is not None
+        precise = replace(call, precision=y.dtype)
+        derivative = as_given(precise.evaluate(formula)) if callable(formula) else formula
         i = plain_axes(y.shape)
         inp = broadcast_axes(i, call.operands[operand].shape)
         if derivative is None or (not isinstance(derivative, Symbol) and derivative == 0):

@@ -32,9 +32,9 @@ def unless(mask: Symbol, derivative: Operand) -> Symbol:
 
 
 def logarithm(a: Operand) -> Operand:
-    """Log a, for a tensor or a number."""
+    """Log a, for a tensor or a number; of integers in double precision, as of `reciprocal`."""
     if isinstance(a, Symbol):
-        return a.log()
+        return (a if a.value.is_differentiable else a.to("float64")).log()
     return complex_log(a) if isinstance(a, complex) else log(a) if a > 0 else -inf
 
 
@@ -240,7 +240,9 @@ ARITHMETIC: dict[str, Rule] = {
         lambda x, other: (_lead(x, other) * LN2).sigmoid(), lambda x, other: (_lead(other, x) * LN2).sigmoid()
     ),
     "aten.xlogy.Tensor": Pointwise(
-        lambda x, other: unless(x.eq(0) & (other <= 0), other.log()), lambda x, other: x / other, samples=POSITIVE_PAIRS
+        lambda x, other: unless(x.eq(0) & (other <= 0), logarithm(other)),
+        lambda x, other: x / other,
+        samples=POSITIVE_PAIRS,
     ),
     "aten.xlogy.Scalar_Self": Pointwise(lambda x, other: x / other, samples=[Sample(1.5, P23)]),
     "aten.xlogy.Scalar_Other": Pointwise(
