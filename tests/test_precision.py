@@ -72,3 +72,17 @@ def test_a_lone_operand_is_a_factor_without_a_copy() -> None:
     plan = pullback.grad(lambda x: (x * OPERANDS["vector"]).sin().sum(), backend="python").plan(X)
     assert ".mul_(tensor)" in plan.code
     assert ".to(" not in plan.code
+
+
+def test_hardsigmoid_is_a_sixth_exactly() -> None:
+    """PyTorch's backward kernel multiplies by 1 / 6 in single precision, in double too."""
+    x = torch.tensor([-3.5, -3.0, -2.9, 0.0, 1.3, 3.0, torch.inf, torch.nan], dtype=F64)
+    cotangent = torch.tensor([1.0, 2.0, -3.0, 0.7, 1e6, 5.0, torch.inf, 1.0], dtype=F64)
+    exact = torch.where((x > -3) & (x < 3), cotangent / 6, 0)
+    hardsigmoid = torch.nn.functional.hardsigmoid
+    torch.testing.assert_close(pullback.vjp(hardsigmoid, x)[1](cotangent)[0], exact, rtol=1e-15, atol=0)
+    leaf = x.clone().requires_grad_()
+    for _ in range(4):  # step by step, then compiled
+        with pullback.record() as tape:
+            y = hardsigmoid(leaf)
+        torch.testing.assert_close(tape.grad(y, leaf, seed=cotangent), exact, rtol=1e-15, atol=0)

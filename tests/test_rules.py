@@ -36,7 +36,7 @@ SAMPLES = [
 FUSED = [case for case in SAMPLES if RULES[case.values[0]].pull]
 # Buffers: what only PyTorch's own backward kernel reads, and the slopes that were drawn.
 AUXILIARY = {("aten.log_sigmoid_forward.default", 1), ("aten.rrelu_with_noise_functional.default", 1)}
-INEXACT = {"aten.hardsigmoid.default": 1e-7}  # PyTorch divides by 6 in single precision
+INEXACT = {"aten.hardsigmoid.default": 1e-7}  # PyTorch multiplies by 1 / 6 in single precision
 
 KINKS = tensor([-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0])
 TIES, OTHER = tensor([1.0, 2.0, 2.0, 0.0]), tensor([1.0, 1.0, 2.0, -0.0])

@@ -44,6 +44,13 @@ def _softplus(x: Entry, beta: float = 1, threshold: float = 20) -> Operand:
     return where(x * beta > threshold, 1, (x * beta).sigmoid())
 
 
+def _pulled_hardsigmoid(x: Symbol, g: Symbol) -> Symbol:
+    """PyTorch's kernel multiplies by 1 / 6 in single precision, in double too."""
+    if x.dtype == "float64":
+        return where((x > -3) & (x < 3), g / 6, 0)
+    return fused("aten.hardsigmoid_backward.default", g, x)
+
+
 def _outside(x: Entry, lambd: float = 0.5) -> Operand:
     return (x > lambd) | (x < -lambd)
 
@@ -123,7 +130,7 @@ RULES: dict[str, Rule] = {
     "aten.hardsigmoid.default": Pointwise(
         lambda x: ((x > -3) & (x < 3)).to(x.dtype) / 6,
         domain=FAR,
-        fused=lambda x, g: fused("aten.hardsigmoid_backward.default", g, x),
+        fused=_pulled_hardsigmoid,
     ),
     "aten.hardswish.default": Pointwise(
         lambda x: where(x <= -3, 0, where(x >= 3, 1, x / 3 + 0.5)),
