@@ -43,11 +43,11 @@ LAYERS: dict[int, tuple[str, ...]] = {
     11: ("environment", "impurity", "changes"),
     10: ("walk",),
     9: ("capture", "guards", "namespaces"),
-    8: ("detachment", "effects", "user_functions", "control_flow", "strides", "adoption"),
+    8: ("detachment", "effects", "user_functions", "control_flow", "strides", "adoption", "frontier"),
     7: ("recording", "structure", "titles", "history", "leaves"),
     6: (
         *("provenance", "shared_settings", "function_calls", "reads", "composites", "decompositions", "tapes"),
-        *("gauges", "originals"),
+        *("gauges", "originals", "copied_views"),
     ),
     5: ("torch_private", "dtypes", "library", "geometry", "matrix_functions", "alignment", "nested"),
     4: ("expressions",),

@@ -26,12 +26,13 @@ from .decompositions import DECOMPOSITIONS
 from .detachment import private_detachments, refuse_writes
 from .effects import Effects, check_writes, effects, no_optimiser
 from .errors import ArgumentError
+from .frontier import Frontier
 from .graph import Graph, Node, Value
 from .keys import holding
 from .nested import map_tensors, tensors_in
 from .originals import NONE, Assumptions
 from .provenance import Namer, argument_names, named, parameter_names, refusal, source_of, surrounding_names
-from .recording import CLONE, COPY, DETACH, Frontier, Recorder, Step, Trace, unsupported_kind
+from .recording import CLONE, COPY, DETACH, Recorder, Step, Trace, unsupported_kind
 from .shared_settings import EAGER, FOLDING, UNCOMPILED, WITHOUT_FASTPATH, WITHOUT_MKLDNN
 from .strides import STRIDED
 from .torch_private import schema
@@ -143,7 +144,9 @@ def _first_pass(
         for context in (*patches, trace.mode, recorder, Frontier(trace)):
             stack.enter_context(context)
         try:
-            return f(*args, **kwargs)
+            result = f(*args, **kwargs)
+            trace.copies.before(private.tree_leaves(result), [])
+            return result
         except Exception as error:
             if "does not require grad and does not have a grad_fn" in str(error):
                 problem = "f differentiates by torch.autograd, which does not run while f is captured"

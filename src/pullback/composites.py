@@ -204,15 +204,6 @@ def combinations(input: Tensor, r: int = 2, with_replacement: bool = False) -> T
     return input[index] if r else input.new_empty(0)
 
 
-def narrow(input: Tensor, dim: int, start: Any, length: int) -> Tensor:
-    """As `torch.narrow`; from a start that is a tensor, by positions instead of a view."""
-    if not isinstance(start, Tensor):
-        return torch.narrow(input, dim, start, length)
-    size = input.shape[dim]
-    positions = torch.where(start < 0, start + size, start) + torch.arange(length, device=input.device)
-    return input.index_select(dim, positions.to(torch.int64))
-
-
 def tensor_split(input: Tensor, indices_or_sections: Any, dim: int = 0) -> tuple[Tensor, ...]:
     """As `torch.tensor_split`, which reads the memory of a tensor of positions."""
     if isinstance(indices_or_sections, Tensor):
@@ -279,10 +270,8 @@ COMPOSITES: dict[Any, Callable[..., Any]] = {
     torch.combinations: combinations,
     torch.kron: kron,
     torch.Tensor.kron: kron,
-    torch.narrow: narrow,
     torch.tensor_split: tensor_split,
     torch.Tensor.tensor_split: tensor_split,
-    torch.Tensor.narrow: narrow,
     functional.ctc_loss: ctc_loss,
     torch.ctc_loss: ctc_loss,
     functional.gaussian_nll_loss: gaussian_nll_loss,

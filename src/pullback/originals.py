@@ -5,7 +5,7 @@ trace, and guarded.  A shape that depends on the values of integers or Booleans 
 in this way; one that depends on what it computes with real numbers is not.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -78,13 +78,13 @@ def value_of(trace: Any, fake: Tensor, until: int | None = None) -> Tensor | Non
 def _is_written(trace: Any, memory: int) -> bool:
     """Whether the function has changed anything in some memory."""
     writes = [step for step in trace.recorder.raw if step.mutates]
-    return any(storage(tensor) == memory for step in writes for tensor in _targets(step))
+    return any(storage(tensor) == memory for step in writes for tensor in targets(step.op, step.args, step.kwargs))
 
 
-def _targets(step: Any) -> list[Tensor]:
+def targets(op: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """What a call writes into."""
-    parameters = private.schema(step.op).arguments
-    given = dict(zip([a.name for a in parameters], step.args, strict=False)) | dict(step.kwargs)
+    parameters = private.schema(op).arguments
+    given = dict(zip([a.name for a in parameters], args, strict=False)) | dict(kwargs)
     written = [a.name for a in parameters if a.alias_info is not None and a.alias_info.is_write]
     return [tensor for name in written for tensor in tensors_in(given.get(name))]
 
@@ -213,4 +213,4 @@ RESOLVED: dict[Any, Callable[..., Any]] = {
     ATEN.masked_select.default: _mask_selected,
 }
 
-__all__ = ["NONE", "Assumptions", "offset_of", "outside_of_traces", "resolved", "value_of"]
+__all__ = ["NONE", "Assumptions", "offset_of", "outside_of_traces", "resolved", "targets", "value_of"]

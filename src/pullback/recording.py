@@ -1,30 +1,26 @@
-"""Recording of ATen calls: the modes that stand between a user's function and PyTorch while it is traced.
+"""Recording of ATen calls below autograd, while a function is traced.
 
 `Trace` knows which tensors belong to the trace, and lifts every other tensor that the function reads to an input.
-`Recorder` writes down each ATen call below autograd; `Frontier` stands above autograd, where it still sees which
-function the user called, and refuses what would take a value out of the graph.
+`Recorder` writes down each ATen call.  What stands above autograd is in `frontier.py`.
 """
 
-import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from . import torch_private as private
-from .composites import COMPOSITES
+from .copied_views import CopiedViews
 from .errors import CaptureError
 from .graph import Source
 from .matrix_functions import raise_errors
 from .nested import flat_results, map_tensors, tensors_in
-from .originals import resolved, value_of
-from .provenance import describe, is_written_by_user, refusal, user_source
-from .reads import ADOPTERS, ASKED, MAKERS, NUMBER, NUMBERS, READS, SELECTION, SETTERS, VIEWS
+from .originals import resolved, targets
+from .provenance import refusal, user_source
+from .reads import NUMBER, SELECTION
 from .torch_private import storage
 
 ATEN = torch.ops.aten
@@ -77,6 +73,7 @@ class Trace:
     originals: the fakes of inputs and the tensors that they stand for, by the memory of the fakes.
     may_assume: whether the graph may rely on where these lie, and on the values of integers, which is guarded then.
     placed, valued: the identities of the fakes that were asked for that.
+    copies: those that stand for views at places that are data.
     outer, recorder: the trace around this one; what writes the calls down.
     """
 
@@ -94,6 +91,7 @@ class Trace:
     may_assume: bool = False
     placed: set[int] = field(default_factory=set)
     valued: set[int] = field(default_factory=set)
+    copies: CopiedViews = field(default_factory=CopiedViews)
     outer: "Trace | None" = None
     recorder: Any = None
 
@@ -220,11 +218,16 @@ class Recorder(private.TorchDispatchMode):
                 return op.decompose(*args, **kwargs)
         self.source, self.scope = user_source(), self.trace.scope
         mutates, stopping = private.schema(op).is_mutable, not torch.is_grad_enabled()
+        written = targets(op, args, kwargs) if mutates else []
+        with self:
+            self.trace.copies.before((args, kwargs), written)
         self.decomposing = self.decomposing and not mutates
         if mutates and stopping:
             args, kwargs = self.stop_operands(op, args, kwargs)
         result = self.decomposed(op, args, kwargs)
         self.raw.append(Step(op, args, kwargs, flat_results(result), self.source, self.scope, stopping))
+        with self:
+            self.trace.copies.after(written)
         if stopping and not mutates and op is not DETACH:
             return self.stop(result, (args, kwargs))
         if self.attach is None:
@@ -308,19 +311,16 @@ class Recorder(private.TorchDispatchMode):
 
     def stop_operands(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Under `no_grad`, cut what flows into a tensor that is changed in place."""
-        parameters = private.schema(op).arguments
-        named = dict(zip([a.name for a in parameters], args, strict=False)) | kwargs
-        written = {a.name for a in parameters if a.alias_info is not None and a.alias_info.is_write}
-        targets = [t for name in written for t in tensors_in(named.get(name))]
+        written = targets(op, args, kwargs)
         foreign = {storage(fake) for _, fake in self.trace.lifted.values()}
         foreign |= {storage(fake) for fake in self.trace.inputs}
-        for tensor in targets:
+        for tensor in written:
             if _differentiable(tensor) and storage(tensor) not in self.stopped | foreign:
                 raise refusal(
                     "f changes a tensor in place under torch.no_grad() after computing it with gradients on",
                     "The derivative of that is not defined: compute a new tensor, and use .detach() where it is meant.",
                 )
-        kept = {id(t) for t in targets}
+        kept = {id(t) for t in written}
 
         def cut(tensor: Tensor) -> Tensor:
             return DETACH(tensor) if _differentiable(tensor) and id(tensor) not in kept else tensor
@@ -331,66 +331,3 @@ class Recorder(private.TorchDispatchMode):
 
 def _differentiable(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
-
-
-# Above autograd ------------------------------------------------------------------------------------------------------
-
-
-class Frontier(TorchFunctionMode):
-    """See each torch function before autograd does: lift the tensors it reads, refuse to read their values."""
-
-    def __init__(self, trace: Trace) -> None:
-        super().__init__()
-        self.trace = trace
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Make one call on tensors of the trace alone."""
-        kwargs = kwargs or {}
-        if not self.trace.is_current:
-            return function(*args, **kwargs)
-        self.check(function, args, kwargs)
-        name = getattr(function, "__name__", "")
-        if name == "__set__" or (name == "__get__" and function not in VIEWS):
-            return function(*args, **kwargs)
-        call = COMPOSITES.get(function, function) if getattr(function, "__hash__", None) else function
-        result = call(*self.trace.own(args), **self.trace.own(kwargs))
-        if function in ADOPTERS and isinstance(result, Tensor) and not self.trace.owns(result):
-            self.trace.created.add(id(result))
-            return self.trace.lift(result)
-        return result
-
-    def check(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Raise CaptureError for a call that a graph cannot hold."""
-        if not getattr(function, "__hash__", None):
-            return
-        if function in READS and not self.is_known(function, args, kwargs, sys._getframe(2)):
-            doing, way_out = READS[function]
-            kinds = ", ".join(describe(t) for t in tensors_in((args, kwargs)))
-            raise refusal(f"f {doing}: {kinds}", f"Its value is not known when f is captured: {way_out}.")
-        if function in MAKERS and self.copies_values(function, args, kwargs):
-            way_out = "Join tensors with torch.stack or torch.cat; copy one with .clone()."
-            raise refusal(f"f makes a new tensor out of the values of tensors ({function.__name__})", way_out)
-        if function in ASKED and is_written_by_user(sys._getframe(2)) and any(map(self.trace.owns, tensors_in(args))):
-            way_out = "What a transform differentiates is chosen by argnums: pass what decides as a Python argument."
-            raise refusal(f"f asks for .{ASKED[function]} of a tensor, which is PyTorch's book-keeping", way_out)
-        if function in SETTERS:
-            raise refusal(f"f assigns to {SETTERS[function]} of a tensor", "Compute a new tensor instead.")
-
-    def copies_values(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a call such as `torch.tensor([x[0], x[1]])` reads values; `torch.as_tensor(x)` does not."""
-        data = args[0] if args else kwargs.get("data", kwargs.get("obj"))
-        if isinstance(data, Tensor) and function is not torch.tensor:
-            return False
-        return any(not self.is_constant(tensor) for tensor in tensors_in(data))
-
-    def is_known(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], caller: FrameType) -> bool:
-        """Whether the values that a call reads are known; those of integers are, to PyTorch's own code."""
-        others = [tensor for tensor in tensors_in((args, kwargs)) if not self.is_constant(tensor)]
-        may_ask = function in NUMBERS and not is_written_by_user(caller)
-        return all(may_ask and self.trace.owns(t) and value_of(self.trace, t) is not None for t in others)
-
-    def is_constant(self, tensor: Tensor) -> bool:
-        """Whether the value of a tensor is known: it was made of Python numbers inside f."""
-        return self.trace.owns(tensor) and getattr(tensor, "constant", None) is not None
