@@ -43,6 +43,9 @@ class CopiedViews:
         self._stale: set[int] = set()
         self._is_renewing = False
 
+    def __bool__(self) -> bool:
+        return bool(self._views)
+
     def make(self, original: Tensor, axis: int, places: Tensor) -> Tensor:
         """What lies at some places along an axis, as a view in all but memory."""
         view = CopiedView(original, axis, places, original)
@@ -55,14 +58,14 @@ class CopiedViews:
         if self._stale:
             for tensor in tensors_in(operands):
                 self._renew(storage(tensor))
-        memory = set(map(storage, written)) if self._views else set()
+        memory = set(map(storage, written))
         for k, view in enumerate(self._views):
             if storage(view.places) in memory:
                 self._views[k] = replace(view, places=view.places.clone())
 
     def after(self, written: list[Tensor]) -> None:
         """Write through what a call has written into a copy; remember the copies of what it has written into."""
-        if not self._views or self._is_renewing:
+        if self._is_renewing:
             return
         for memory in set(map(storage, written)):
             self._stale.update(self._copies_of(memory))

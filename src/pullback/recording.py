@@ -219,15 +219,17 @@ class Recorder(private.TorchDispatchMode):
         self.source, self.scope = user_source(), self.trace.scope
         mutates, stopping = private.schema(op).is_mutable, not torch.is_grad_enabled()
         written = targets(op, args, kwargs) if mutates else []
-        with self:
-            self.trace.copies.before((args, kwargs), written)
+        if self.trace.copies:
+            with self:
+                self.trace.copies.before((args, kwargs), written)
         self.decomposing = self.decomposing and not mutates
         if mutates and stopping:
             args, kwargs = self.stop_operands(op, args, kwargs)
         result = self.decomposed(op, args, kwargs)
         self.raw.append(Step(op, args, kwargs, flat_results(result), self.source, self.scope, stopping))
-        with self:
-            self.trace.copies.after(written)
+        if self.trace.copies and written:
+            with self:
+                self.trace.copies.after(written)
         if stopping and not mutates and op is not DETACH:
             return self.stop(result, (args, kwargs))
         if self.attach is None:
