@@ -12,8 +12,10 @@ import torch
 
 import pullback
 from emit_samples import SAMPLES
+from pullback.capture import capture
 from pullback.dtypes import dtype_name
 from pullback.emit.loops import emit_loops
+from pullback.emit.lowering import lower
 from pullback.emit.python import emit_python
 from pullback.errors import UnsupportedTorchError
 from pullback.graph import Graph, Node, Value
@@ -21,7 +23,7 @@ from pullback.native import products
 from pullback.native.building import is_there
 from pullback.native.elementwise import FORMULAS
 from pullback.native.translation import is_covered
-from pullback.torch_private import overload
+from pullback.torch_private import overload, tree_flatten
 
 pytestmark = pytest.mark.skipif(not is_there(), reason="no compiler: the Python back end takes over")
 
@@ -482,3 +484,17 @@ def test_random_programs_agree_with_python(seed: int) -> None:
     found = emit_loops(graph, plain=True).run(*tensors)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9 * float(b.abs().max()) + 1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+def test_integers_run_over_as_those_of_pytorch(dtype: torch.dtype) -> None:
+    """Though C leaves that open, so that a compiler may take x + 1 > x for true."""
+    ends = torch.iinfo(dtype)
+    x = torch.tensor([ends.max, 1, ends.min, 5] * 1000, dtype=dtype)
+
+    def f(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x + 1 > x, x - 1 < x, (-x < 0) == (x > 0), x * x >= 0, (x * 3).double().amax()
+
+    graph = lower(capture(f, *tree_flatten(((x,), {}))).graph)
+    for found, right in zip(emit_loops(graph, plain=True).run(x), f(x), strict=True):
+        assert torch.equal(found, right)

@@ -8,6 +8,8 @@ from .graph import COMPLEX, FLOATING, Value, complex_of, real_of
 _RANK = {"bool": 0, "uint8": 1, "int8": 2, "int16": 3, "int32": 4, "int64": 5, "float16": 6, "bfloat16": 6}
 _RANK |= {"float32": 7, "float64": 8, "complex32": 9, "complex64": 10, "complex128": 11}
 
+_BEYOND_BOTH = {frozenset(("float16", "bfloat16")): "float32", frozenset(("uint8", "int8")): "int16"}
+
 
 def promote(arguments: Sequence[Any], default: str = "float32") -> str:
     """The dtype PyTorch computes in: tensors with axes before 0-d tensors before Python numbers, by category.
@@ -40,8 +42,8 @@ def as_precise(dtype: str, result: str) -> str:
 def _wider(a: str, b: str) -> str:
     if not a or not b:
         return a or b
-    if {a, b} == {"float16", "bfloat16"}:
-        return "float32"
+    if (both := _BEYOND_BOTH.get(frozenset((a, b)))) is not None:
+        return both
     if (a in COMPLEX) != (b in COMPLEX):
         a, b = (complex_of(dtype) if dtype in FLOATING else dtype for dtype in (a, b))
     return a if _RANK[a] >= _RANK[b] else b

@@ -47,7 +47,7 @@ KEPT = 1000  # objects on disk, the least recently used of them removed first
 FLAGS = (
     *("-std=gnu11", "-O2", "-march=native", "-fPIC", "-shared", "-fopenmp-simd", "-w", "-pipe"),
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fexcess-precision=standard"),
-    "-fno-tree-slp-vectorize",
+    *("-fno-tree-slp-vectorize", "-fwrapv"),  # integers run over as PyTorch's do: x + 1 > x is not always so
 )
 LIBRARIES = ("-lm",)
 # What makes results depend on more than the operations that are written down.

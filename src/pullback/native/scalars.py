@@ -18,6 +18,12 @@ _COMPARISONS = {name: getattr(operator, name) for name in "lt le gt ge eq ne".sp
 _COMMUTATIVE = frozenset(("add", "mul", "eq", "ne", "and", "or", "xor"))
 
 
+def _single(number: Any) -> float:
+    """A number in single precision; what is too large is infinite."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return float(np.float32(number))
+
+
 class Scalar:
     """One number that a program computes, of a table of such expressions.
 
@@ -125,7 +131,7 @@ class Table:
     def constant(self, number: Any, dtype: str) -> Scalar:
         """A number, rounded to the dtype."""
         if dtype in FLOATING:
-            number = float(np.float32(number)) if dtype == "float32" else float(number)
+            number = _single(number) if dtype == "float32" else float(number)
             return self._node("constant", dtype, (), number, struct.pack("d", number))
         number = bool(number) if dtype == "bool" else int(number)
         return self._node("constant", dtype, (), number, number)
