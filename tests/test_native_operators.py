@@ -12,28 +12,37 @@ import torch
 from torch import Tensor
 
 from pullback.capture import capture
+from pullback.emit.loops import emit_loops
 from pullback.emit.lowering import lower
 from pullback.emit.native import emit_native
 from pullback.emit.python import emit_python
-from pullback.graph import Graph
+from pullback.graph import Graph, Node, Value
 from pullback.native import building
+from pullback.native.expansion import expand
 from pullback.native.formulas import POINTWISE
-from pullback.torch_private import tree_flatten
+from pullback.native.translation import is_covered
+from pullback.torch_private import overload, schema, tree_flatten
 
 pytestmark = pytest.mark.skipif(not building.is_there(), reason="needs a C compiler")
 nan, inf = math.nan, math.inf
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, inf, -inf, nan, 1e-310, 1e300, -3.7, 0.1, 20.5]
 ATEN = torch.ops.aten
 
-UNARY = [op for op, entry in POINTWISE.items() if op.endswith(".default") and op.split(".")[1] not in (
-    "atan2 hypot maximum minimum clamp clamp_min clamp_max addcmul addcdiv threshold_backward sigmoid_backward "
-    "tanh_backward positive logical_and logical_or logical_xor logical_not bitwise_not".split()
-)]  # fmt: skip
+COPIES = "clone alias detach lift_fresh_copy contiguous positive _to_copy copy".split()
+
+
+def required(op: str) -> int:
+    """How many arguments an operator must have."""
+    return sum(not argument.has_default_value() for argument in schema(overload(op)).arguments)
+
+
+UNARY = [op for op in POINTWISE if required(op) == 1 and op.split(".")[1] not in (*COPIES, "clamp", "logical_not",
+                                                                                   "bitwise_not")]  # fmt: skip
 BINARY = [f"aten.{op}" for op in (
     "add.Tensor sub.Tensor rsub.Tensor mul.Tensor div.Tensor pow.Tensor_Tensor atan2.default hypot.default "
     "copysign.Tensor fmod.Tensor xlogy.Tensor maximum.default minimum.default clamp_min.Tensor clamp_max.Tensor "
     "eq.Tensor ne.Tensor lt.Tensor le.Tensor gt.Tensor ge.Tensor logical_and.default logical_or.default "
-    "logical_xor.default sigmoid_backward.default tanh_backward.default"
+    "logical_xor.default sigmoid_backward.default tanh_backward.default silu_backward.default gelu_backward.default"
 ).split()]  # fmt: skip
 SCALAR: list[tuple[str, tuple[Any, ...]]] = [
     *((f"aten.{op}", (1.7,)) for op in "add.Scalar sub.Scalar rsub.Scalar mul.Scalar div.Scalar fmod.Scalar".split()),
@@ -42,16 +51,12 @@ SCALAR: list[tuple[str, tuple[Any, ...]]] = [
     *((f"aten.{op}.default", (0.5,)) for op in "clamp clamp_min clamp_max".split()),
     ("aten.clamp.default", (-0.5, 0.7)),
     ("aten.clamp.default", (None, 0.7)),
+    ("aten.clamp_min.default", (nan,)),
     ("aten.softplus.default", (2.0, 3.0)),
     ("aten.elu.default", (1.3, 1.1, 0.9)),
     ("aten.leaky_relu.default", (0.2,)),
     ("aten.hardtanh.default", (-0.6, 0.9)),
 ]
-
-
-def overload(op: str) -> Callable[..., Any]:
-    _, name, kind = op.split(".")
-    return getattr(getattr(ATEN, name), kind)
 
 
 def elementwise(x: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -64,6 +69,8 @@ def elementwise(x: Tensor, y: Tensor) -> dict[str, Tensor]:
     results["pow.Scalar"] = ATEN.pow.Scalar(2.3, x)
     results["clamp.Tensor"] = ATEN.clamp.Tensor(x, y, y + 1)
     results["gelu tanh"] = ATEN.gelu.default(x, approximate="tanh")
+    results["gelu_backward tanh"] = ATEN.gelu_backward.default(x, y, approximate="tanh")
+    results["leaky_relu_backward"] = ATEN.leaky_relu_backward.default(x, y, 0.1, False)
     results["threshold_backward"] = ATEN.threshold_backward.default(y, x, 0.5)
     results["where"] = torch.where(x > y, x, y)
     results["where scalars"] = torch.where(x > y, 1.5, y) + torch.where(x > y, y, 2.5)
@@ -77,6 +84,9 @@ def elementwise(x: Tensor, y: Tensor) -> dict[str, Tensor]:
     results["addcdiv"] = torch.addcdiv(x, y, x, value=0.5)
     masks = (x > 0, y > 0)
     results["bits"] = torch.stack([masks[0] & masks[1], masks[0] | masks[1], masks[0] ^ masks[1], ~masks[0]])
+    bits = ((x > 0).to(torch.int64) * 5 - 3, (y > 0).to(torch.int64) * 7 - 9)
+    results["bits of integers"] = torch.stack([bits[0] & bits[1], bits[0] | bits[1], bits[0] ^ bits[1], ~bits[0]])
+    results["bits of numbers"] = torch.stack([bits[0] & 6, bits[0] | 6, bits[0] ^ 6])
     results["logical_not"] = x.logical_not()
     results["casts"] = (x > y).to(x.dtype) + (y != 0).to(torch.int64) + x.to(torch.float32) + y.double()
     results["integers"] = (x > y).to(torch.int64) * 3 - 2
@@ -109,14 +119,15 @@ PYTORCH_IS_WRONG: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("form", ["one by one", "in vectors"])
+@pytest.mark.parametrize("form", ["one by one", "in vectors", "in loops"])
 def test_elementwise_operators(dtype: torch.dtype, form: str) -> None:
-    pairs = [(a, b) for a in SPECIAL for b in SPECIAL] if form == "in vectors" else [(0.3, -1.7), (nan, 0.4)]
+    pairs = [(0.3, -1.7), (nan, 0.4)] if form == "one by one" else [(a, b) for a in SPECIAL for b in SPECIAL]
     x, y = torch.tensor(pairs, dtype=torch.float64).to(dtype).unbind(-1)
+    x, y = x.contiguous(), y.contiguous()  # where PyTorch computes in vectors too
     if form == "in vectors":
-        x, y = x[:, None].contiguous(), y[:, None].contiguous()
+        x, y = x[:, None], y[:, None]
     graph = graph_of(lambda x, y: tuple(elementwise(x, y).values()), x, y)
-    program = emit_native(graph, plain=True)
+    program = (emit_loops if form == "in loops" else emit_native)(graph, plain=True)
     expected = dict(zip(elementwise(x, y), emit_python(graph).run(x, y), strict=True))
     tolerance = 2e-15 if dtype == torch.float64 else 1e-6
     results = dict(zip(expected, program.run(x, y), strict=True))
@@ -125,3 +136,21 @@ def test_elementwise_operators(dtype: torch.dtype, form: str) -> None:
     found = {name: difference(result, expected[name], tolerance) for name, result in results.items()}
     wrong = [f"{name}({form}, {dtype}): {what}" for name, what in found.items() if what]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("op", POINTWISE)
+def test_what_one_generator_knows_the_other_knows(op: str) -> None:
+    """Scalar programs and loop nests read one table: neither has an operator that the other lacks."""
+    is_logic = op.split(".")[1].startswith("bitwise")
+    x = Value("x", (3,), "int64" if is_logic else "float64")
+    mask = POINTWISE[op].mask
+    required = [a for a in schema(overload(op)).arguments if not a.has_default_value()]
+    given = tuple(
+        Value(f"x{k}", (3,), "bool") if k == mask else x if "Tensor" in str(a.type) else 1
+        for k, a in enumerate(required)
+    )
+    dtype = "bool" if POINTWISE[op].operands != "result" else x.dtype
+    node = Node(op, given, (), (Value("y", (3,), dtype),))
+    assert is_covered(node)
+    inputs = tuple(dict.fromkeys(v for v in given if isinstance(v, Value)))
+    assert expand(Graph(inputs, (node,), node.outputs)).outputs[0].shape == (3,)

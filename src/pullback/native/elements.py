@@ -7,12 +7,14 @@ that it reads.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import count
-from math import isinf, isnan, prod
+from math import prod
 from typing import Any
 
 from .layouts import Layout
+from .operations import is_call, literal, nested
+from .scalars import Scalar, Table
 
-C_TYPES = {"float64": "double", "float32": "float", "int64": "int64_t", "int32": "int32_t", "bool": "uint8_t"}
+MEMORY_TYPES = {"float64": "double", "float32": "float", "int64": "int64_t", "int32": "int32_t", "bool": "uint8_t"}
 BYTES = {"float64": 8, "float32": 4, "int64": 8, "int32": 4, "bool": 1}
 FLOATS = ("float32", "float64")
 _numbers = count()
@@ -64,12 +66,17 @@ class Read(Entry):
 
 @dataclass(frozen=True, slots=True)
 class Number(Entry):
-    """The same number everywhere, as C writes it."""
+    """The same number everywhere, rounded to its dtype."""
 
-    text: str
+    value: Any
     dtype: str
     operations: int = 0
     is_heavy: bool = False
+
+    @property
+    def text(self) -> str:
+        """The number as C writes it, exactly."""
+        return literal(self.value, self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,27 +113,45 @@ class Computed(Entry):
 
 
 def number(value: Any, dtype: str) -> Number:
-    """A Python number in a dtype, exactly."""
-    if dtype == "bool":
-        return Number(str(int(bool(value))), dtype)
-    if dtype not in FLOATS:
-        return Number(f"INT64_C({int(value)})" if int(value) != -(2**63) else "INT64_MIN", dtype)
-    value = float(value)
-    if isnan(value) or isinf(value):
-        text = '__builtin_nan("")' if isnan(value) else "__builtin_inf()"
-        text = f"-{text}" if value < 0 else text
-    else:
-        text = value.hex()
-    return Number(f"({C_TYPES[dtype]}){text}", dtype)
+    """A Python number in a dtype."""
+    return Number(Table().constant(value, dtype).payload, dtype)
+
+
+def computed(formula: Callable[..., Scalar], *operands: Entry) -> Entry:
+    """A formula of entries as one entry, however many operations it has."""
+    table = Table()
+    scalars = [
+        table.constant(entry.value, entry.dtype)
+        if isinstance(entry, Number)
+        else table.input(k, (0, 0), entry.dtype, varies=True)
+        for k, entry in enumerate(operands)
+    ]
+    result = formula(*scalars)
+    if result.op == "constant":
+        return Number(result.payload, result.dtype)
+    if result.op == "input":
+        return operands[result.payload[0]]
+    needed = list(_expressions(result))
+    read = sorted((x for x in needed if x.op == "input"), key=lambda x: x.serial)
+    text = nested(result, {x: f"{{{k}}}" for k, x in enumerate(read)})
+    heavy = any(map(is_call, needed))
+    return Computed(text, result.dtype, tuple(operands[x.payload[0]] for x in read), heavy)
+
+
+def _expressions(x: Scalar) -> Iterator[Scalar]:
+    """An expression and all that it is computed from, each once."""
+    waiting, seen = [x], {x}
+    while waiting:
+        one = waiting.pop()
+        yield one
+        new = [operand for operand in one.operands if operand not in seen]
+        seen.update(new)
+        waiting += reversed(new)
 
 
 def cast(entry: Entry, dtype: str) -> Entry:
     """The entry in another dtype."""
-    if entry.dtype == dtype:
-        return entry
-    if dtype == "bool":
-        return Computed("{0} != 0", dtype, (entry,))
-    return Computed(f"({C_TYPES[dtype]}){{0}}", dtype, (entry,))
+    return computed(lambda x: x.to(dtype), entry)
 
 
 def transformed(entry: Entry, view: Callable[[Layout], Layout | None]) -> Entry | None:

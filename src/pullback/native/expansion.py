@@ -14,10 +14,9 @@ import numpy as np
 
 from ..dtypes import dtype_name
 from ..graph import Graph, Node, Value, replace_values
-from ..promotion import promote
 from .arrays import Array, Batch, NotScalar, concatenate, pointwise, uniform, with_samples
-from .formulas import POINTWISE
-from .scalars import DTYPES, FLOATING, Scalar, Table
+from .formulas import POINTWISE, applied
+from .scalars import DTYPES, Scalar, Table
 from .structure import STRUCTURE
 
 LARGEST = 4_000  # operations of a program; the compiler takes about a second for them
@@ -106,7 +105,7 @@ def _check_types(graph: Graph) -> None:
         if value.dtype not in DTYPES or value.device != "cpu":
             raise NotScalar(f"it has a tensor {value.type} on {value.device}")
     for node in graph.nodes:
-        if node.op not in POINTWISE and node.op not in STRUCTURE and node.op not in CREATION and node.op != _CAST:
+        if node.op not in POINTWISE and node.op not in STRUCTURE and node.op not in CREATION:
             raise NotScalar(f"{node.op} has no scalar expression")
 
 
@@ -194,15 +193,13 @@ def _results(node: Node, known: Mapping[Value, Array], table: Table) -> Iterator
 
 def _apply(node: Node, known: Mapping[Value, Array], table: Table) -> Any:
     """An operator on arrays, by the table that has it."""
+    if node.op in POINTWISE:
+        return _pointwise(node, known, table)
     args, kwargs = replace_values((node.args, node.kwargs), known.__getitem__)
     options = {name: argument for name, argument in kwargs if name not in _SAYS_NOTHING}
     result = node.results[0]
     if node.op in CREATION:
         return CREATION[node.op](table, result, args)
-    if node.op == _CAST:
-        return args[0].cast(result.dtype)
-    if node.op in POINTWISE:
-        return _pointwise(node, args, options, result.dtype, table)
     dtype = options.pop("dtype", None)
     if dtype is not None and dtype_name(dtype) != args[0].dtype:
         args = (args[0].cast(dtype_name(dtype)), *args[1:])
@@ -215,47 +212,18 @@ def _reduces(op: str) -> bool:
     return op.split(".")[1] in ("sum", "prod", "cumsum", "mean")
 
 
-def _pointwise(node: Node, args: tuple[Any, ...], options: dict[str, Any], result: str, table: Table) -> Array:
+def _pointwise(node: Node, known: Mapping[Value, Array], table: Table) -> Array:
     """Convert the operands, and apply the formula."""
-    entry = POINTWISE[node.op]
-    operands, rest = list(args[: entry.numbers]), args[entry.numbers :]
-    computed = result
-    if entry.operands == "common":
-        computed = promote(node.args)
-    elif entry.operands in ("bool", "logic"):
-        computed = "bool"
-    if entry.floating and computed not in FLOATING:
-        raise NotScalar(f"it computes in {computed}")
-    make = entry.truth if computed == "bool" and entry.operands == "result" else entry.formula
-    if make is None:
-        raise NotScalar("it computes with truth values")
-    if entry.operands == "logic" and any(isinstance(a, Array) and a.dtype != "bool" for a in operands):
-        raise NotScalar("it combines bits")
-    given = [k for k, a in enumerate(operands) if a is not None]
-    condition = {"choice": 0, "mask": 1}.get(entry.operands)
-    arrays = [_operand(operands[k], "bool" if k == condition else computed, table) for k in given]
-
-    def formula(*scalars: Scalar) -> Scalar:
-        every: list[Scalar | None] = [None] * len(operands)
-        for k, scalar in zip(given, scalars, strict=True):
-            every[k] = scalar
-        return make(*every, *rest, **options)
-
-    return pointwise(formula, arrays, formula_dtype(entry.operands, node.op, result))
-
-
-def formula_dtype(operands: str, op: str, result: str) -> str:
-    """The dtype of what a formula makes."""
-    return "bool" if operands in ("common", "bool", "logic") else result
-
-
-def _operand(argument: Any, dtype: str, table: Table) -> Array:
-    return argument.cast(dtype) if isinstance(argument, Array) else uniform(table.constant(argument, dtype), ())
+    found = applied(node)
+    arrays = [
+        known[argument].cast(dtype) if isinstance(argument, Value) else uniform(table.constant(argument, dtype), ())
+        for argument, dtype in found.operands
+    ]
+    return pointwise(found.formula, arrays, found.dtype)
 
 
 # ---------------------------------------------------------------- tensors from nothing
 
-_CAST = "aten._to_copy.default"
 _SAYS_NOTHING = ("layout", "device", "pin_memory", "non_blocking", "memory_format")
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..graph import Graph, Value
-from .elements import BYTES, C_TYPES, Buffer
+from .elements import BYTES, MEMORY_TYPES, Buffer
 from .nests import Nest, Reduction, join_nests, without_dead_stores
 from .placing import computed_in_place
 from .products import Product, blas_call, product_call
@@ -118,7 +118,7 @@ def _bytes(buffer: Buffer) -> int:
     return buffer.size * BYTES[buffer.dtype]
 
 
-_DTYPES = {f"gemm_{kind}": dtype for dtype, kind in C_TYPES.items()}
+_DTYPES = {f"gemm_{kind}": dtype for dtype, kind in MEMORY_TYPES.items()}
 
 
 def _call(kernel: Any) -> Call:
@@ -131,8 +131,8 @@ def _call(kernel: Any) -> Call:
 
 
 def _parameters(names: Mapping[Buffer, str], state: Kernels, libraries: Sequence[str]) -> str:
-    inputs = [f"{C_TYPES[b.dtype]} *{names[b]}" for b in state.inputs if names[b].startswith("x")]
-    outputs = [f"{C_TYPES[b.dtype]} *restrict {names[b]}" for b in state.outputs if names[b].startswith("y")]
+    inputs = [f"{MEMORY_TYPES[b.dtype]} *{names[b]}" for b in state.inputs if names[b].startswith("x")]
+    outputs = [f"{MEMORY_TYPES[b.dtype]} *restrict {names[b]}" for b in state.outputs if names[b].startswith("y")]
     return ", ".join([*inputs, *outputs, *(f"gemm {name}" for name in libraries), "char *restrict scratch"])
 
 
@@ -146,7 +146,7 @@ def _pointer_names(graph: Graph, state: Kernels, shared: Shared) -> dict[Buffer,
 
 
 def _scratch(buffer: Buffer, offset: int) -> str:
-    return f"({C_TYPES[buffer.dtype]} *)(scratch + {offset})"
+    return f"({MEMORY_TYPES[buffer.dtype]} *)(scratch + {offset})"
 
 
 def _written(call: Call, name: str, names: dict[Buffer, str]) -> str:

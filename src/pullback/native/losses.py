@@ -3,11 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
+import numpy as np
+
 from ..graph import Node, Value
-from .elements import FLOATS, Computed, Entry, Position, Read, cast, number
-from .elementwise import bound
+from .arguments import bound
+from .elements import FLOATS, Computed, Entry, Position, Read, cast, computed, number
 from .layouts import Layout
 from .reductions import is_float, reduce_into
+from .scalars import Scalar
 from .state import Rule, Translation
 
 _NONE, _MEAN = 0, 1
@@ -25,15 +28,21 @@ def _reduced(state: Translation, losses: Read, shape: Sequence[int], reduction: 
 # ---------------------------------------------------------------- binary cross entropy
 
 
+_LEAST = float(np.float32(1e-12))  # a float in PyTorch, for doubles too
+
+
+def _at_least(x: Scalar, number: float) -> Scalar:
+    return x.compare("lt", number).where(x.table.constant(number, x.dtype), x)
+
+
 def _binary_cross_entropy(state: Translation, node: Node) -> None:
     arguments, (result,) = bound(node), node.results
     shape, dtype = arguments["self"].shape, result.dtype
-    f = "f" if dtype == "float32" else ""
     operands = tuple(state.broadcast(arguments[name], shape) for name in ("self", "target"))
-    logarithms = [
-        Computed(f"pick{f}({{0}} < -100, -100, {{0}})", dtype, (Computed(text, dtype, operands[:1], True),))
-        for text in (f"log1p{f}(-{{0}})", f"log{f}({{0}})")
-    ]
+    logarithms = (
+        computed(lambda x: _at_least((-x).call("log1p"), -100), operands[0]),
+        computed(lambda x: _at_least(x.call("log"), -100), operands[0]),
+    )
     text, condition = "({1} - 1) * {2} - {1} * {3}", "{0} >= 0 && {0} <= 1"
     losses: Entry = Computed(text, dtype, (*operands, *logarithms), condition=condition)
     if arguments["weight"] is not None:
@@ -46,12 +55,8 @@ def _binary_cross_entropy(state: Translation, node: Node) -> None:
 def _binary_cross_entropy_backward(state: Translation, node: Node) -> None:
     arguments, (result,) = bound(node), node.results
     shape, dtype = result.shape, result.dtype
-    f = "f" if dtype == "float32" else ""
     operands = [state.broadcast(arguments[name], shape) for name in ("grad_output", "self", "target")]
-    product = Computed("(1 - {0}) * {0}", dtype, (operands[1],))
-    least = Computed(
-        f"pick{f}({{0}} < 1e-12f, 1e-12f, {{0}})", dtype, (product,)
-    )  # a float in PyTorch, for doubles too
+    least = computed(lambda x: _at_least((1 - x) * x, _LEAST), operands[1])
     entry: Entry = Computed("{0} * ({1} - {2}) / {3}", dtype, (*operands, least))
     if arguments["weight"] is not None:
         entry = Computed("{0} * {1}", dtype, (entry, state.broadcast(arguments["weight"], shape)))

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..graph import Node, Value
+from .arguments import bound
 from .elements import Read
-from .elementwise import bound
 from .layouts import Layout, dense
 from .libraries import blas
 from .products import LARGE, THIN, Product, blas_form, has_columns, is_large, oriented

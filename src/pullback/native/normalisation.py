@@ -5,8 +5,8 @@ from math import prod
 from typing import Any
 
 from ..graph import Node, Value
-from .elements import Computed, Entry, Read, number
-from .elementwise import bound
+from .arguments import bound
+from .elements import Computed, Entry, Read, computed
 from .reductions import is_float, reduce_into, repeated
 from .state import Rule, Translation
 
@@ -32,9 +32,8 @@ def _forward(state: Translation, node: Node) -> None:
     narrow = reduce_into(state, "sum", x, shape, axes, count)
     centred = Computed("{0} - {1}", dtype, (x, repeated(narrow, shape, axes)))
     variance = reduce_into(state, "sum", Computed("{0} * {0}", dtype, (centred,)), shape, axes, count)
-    f = "f" if dtype == "float32" else ""
     inverse = state.new(variance.layout.shape, dtype)
-    state.store(inverse, Computed(f"1 / sqrt{f}({{0}} + {{1}})", dtype, (variance, number(arguments["eps"], dtype))))
+    state.store(inverse, computed(lambda v: 1 / (v + arguments["eps"]).call("sqrt"), variance))
     _statistics(state, mean, narrow)
     _statistics(state, deviation, inverse)
     if result is not None:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..graph import Node
+from .arguments import bound
 from .elements import Read, cast, number, transformed
-from .elementwise import bound
 from .layouts import Layout
 from .state import Rule, Translation
 

@@ -6,8 +6,8 @@ from math import prod
 import numpy as np
 
 from .expansion import Expansion
+from .operations import is_call
 from .scalars import Scalar
-from .source import is_call
 from .timing import IN_LARGE_PAGES, fresh_memory
 
 CALL = 2.5e-6  # seconds from one call of a program to the next, and for each tensor that it returns

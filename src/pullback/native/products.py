@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from .elements import BYTES, C_TYPES, Buffer, Read
+from .elements import BYTES, MEMORY_TYPES, Buffer, Read
 from .writing import Call
 
 LARGE = 64**3  # multiplications from which on BLAS, which copies its operands, is faster
@@ -107,7 +107,7 @@ def _is_dot(product: Product) -> bool:
 
 # A product and a sum in one instruction, rounded once: nowhere else than in sums of products.
 _CONTRACTED = 'static __attribute__((noinline, optimize("fp-contract=fast")))'
-BYTES_OF = {kind: BYTES[dtype] for dtype, kind in C_TYPES.items()}
+BYTES_OF = {kind: BYTES[dtype] for dtype, kind in MEMORY_TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class _Strides:
 def product_call(product: Product) -> Call:
     """A small product."""
     count, rows, columns, terms = product.extents
-    kind = C_TYPES[product.c.dtype]
+    kind = MEMORY_TYPES[product.c.dtype]
     operands = [product.a, product.b, *([] if product.start is None else [product.start]), product.c]
     start = product.c if product.start is None else product.start
     strides = _Strides(*(r.layout.strides[1:] for r in (product.a, product.b, product.c, start)))  # type: ignore[arg-type]
@@ -140,7 +140,7 @@ def product_call(product: Product) -> Call:
 
 def _types(dtype: str) -> str:
     """Vectors of each width, that may lie anywhere."""
-    kind, size = C_TYPES[dtype], BYTES[dtype]
+    kind, size = MEMORY_TYPES[dtype], BYTES[dtype]
     lines = [f"#ifndef VECTORS_OF_{kind}", f"#define VECTORS_OF_{kind}"]
     lanes = vector_bytes() // size
     while lanes > 1:
@@ -333,7 +333,7 @@ def blas_call(product: Product) -> Call:
     assert form is not None
     product = form.product
     count, rows, columns, terms = product.extents
-    kind = C_TYPES[product.c.dtype]
+    kind = MEMORY_TYPES[product.c.dtype]
     beta = 0 if product.start is None else 1
     lines = [
         f"const int m = {columns}, n = {rows}, k = {terms};",

@@ -5,8 +5,8 @@ from math import prod
 from typing import Any
 
 from ..graph import Node
-from .elements import C_TYPES, FLOATS, Computed, Entry, Read, cast
-from .elementwise import bound
+from .arguments import bound
+from .elements import FLOATS, MEMORY_TYPES, Computed, Entry, Read, cast, computed
 from .layouts import Layout
 from .nests import Reduction
 from .state import Rule, Translation
@@ -53,15 +53,15 @@ def repeated(read: Read, shape: Sequence[int], axes: Sequence[int]) -> Read:
 def _softmax(state: Translation, node: Node) -> None:
     (result,), source = node.results, node.inputs[0]
     axes = _dims(bound(node), len(source.shape))
-    shape, f = source.shape, "f" if result.dtype == "float32" else ""
+    shape = source.shape
     x = state.stored(source)
     largest = repeated(reduce_into(state, "max", x, shape, axes), shape, axes)
-    powers = Computed(f"exp{f}({{0}} - {{1}})", result.dtype, (x, largest), True)
+    powers = computed(lambda x, largest: (x - largest).call("exp"), x, largest)
     if node.op == "aten._log_softmax.default":
         total = repeated(reduce_into(state, "sum", powers, shape, axes), shape, axes)
         logarithm = state.new([1 if d in axes else n for d, n in enumerate(shape)], result.dtype)
         first = [Read(r.buffer, _first(r.layout, axes)) for r in (total, largest)]
-        state.store(logarithm, Computed(f"{{1}} + log{f}({{0}})", result.dtype, tuple(first), True))
+        state.store(logarithm, computed(lambda total, largest: largest + total.call("log"), *first))
         whole = Read(logarithm.buffer, logarithm.layout.expand(shape))
         return state.define(result, Computed("{0} - {1}", result.dtype, (x, whole)))
     kept = state.new(shape, result.dtype)
@@ -76,8 +76,7 @@ def _softmax_backward(state: Translation, node: Node) -> None:
     g, y = state.stored(gradient), state.stored(output)
     if node.op == "aten._log_softmax_backward_data.default":
         total = repeated(reduce_into(state, "sum", g, shape, axes), shape, axes)
-        f = "f" if result.dtype == "float32" else ""
-        return state.define(result, Computed(f"{{0}} - exp{f}({{1}}) * {{2}}", result.dtype, (g, y, total), True))
+        return state.define(result, computed(lambda g, y, total: g - y.call("exp") * total, g, y, total))
     product = Computed("{0} * {1}", result.dtype, (g, y))
     total = repeated(reduce_into(state, "sum", product, shape, axes), shape, axes)
     return state.define(result, Computed("{1} * ({0} - {2})", result.dtype, (g, y, total)))
@@ -96,7 +95,7 @@ def is_float(node: Node) -> bool:
 
 
 def _reduces_floats(node: Node) -> bool:
-    return len(node.results) == 1 and node.results[0].dtype in FLOATS and node.inputs[0].dtype in C_TYPES
+    return len(node.results) == 1 and node.results[0].dtype in FLOATS and node.inputs[0].dtype in MEMORY_TYPES
 
 
 _OF_FLOATS = ("_softmax", "_log_softmax", "_softmax_backward_data", "_log_softmax_backward_data")

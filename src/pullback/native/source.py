@@ -3,47 +3,22 @@
 Samples are taken in tiles: the entries of a tile's samples are brought together (a structure of arrays on the stack),
 one loop over its samples computes everything in vectors, and results are put back where they belong.  The last tile is
 filled up with copies of the last sample, so that a sample's bits depend neither on its place nor on their number.
-
-Functions such as sin are declared under names of our own.  Under their real ones GCC would join the sine and cosine of
-an argument into one function of complex numbers, which no loop over vectors may call; and these declarations are what
-tells it of the vectors' versions in glibc's libmvec, which are right to 4 units in the last place.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import copysign, isfinite, isnan
-from typing import Any
 
 from .arrays import Array
 from .expansion import Expansion
+from .operations import C_TYPES, declarations, expression, is_call
 from .pages import LARGE_PAGES
 from .scalars import FLOATING, Scalar
 from .transposition import transposition
 
-C_TYPES: Mapping[str, str] = {
-    "float64": "double",
-    "float32": "float",
-    "int64": "int64_t",
-    "int32": "int32_t",
-    "int16": "int16_t",
-    "int8": "int8_t",
-    "uint8": "uint8_t",
-    "bool": "_Bool",
-}
 _SIZES = {"float64": 8, "float32": 4, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
 TILE = 64
 TILE_BYTES = 32_768
-
-_SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==",
-            "ne": "!=", "and": "&", "or": "|"}  # fmt: skip
-# Done by one instruction each, whatever the width of the vector.
-_BUILTINS = {"sqrt": "sqrt", "abs": "fabs", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "rint": "rint",
-             "copysign": "copysign"}  # fmt: skip
-VECTOR_FUNCTIONS = frozenset(
-    "acos acosh asin asinh atan atanh cos cosh erf erfc exp exp2 expm1 log log10 log1p log2 sin sinh tan tanh "
-    "atan2 hypot pow".split()
-)
 
 
 @dataclass(frozen=True)
@@ -77,7 +52,7 @@ def write(expansion: Expansion, name: str, *, vectors: bool) -> Source:
         "#include <stdint.h>",
         "",
         *writer.helpers(),
-        *_declarations(ordered, vectors),
+        *declarations({(x.op, x.dtype) for x in ordered if is_call(x)}, vectors),
         f"void {name}({', '.join(parameters)})",
         "{",
     ]
@@ -86,84 +61,6 @@ def write(expansion: Expansion, name: str, *, vectors: bool) -> Source:
 
 def _input(number: int) -> str:
     return f"input_{number}"
-
-
-def _declarations(ordered: Sequence[Scalar], vectors: bool) -> list[str]:
-    """The functions of the C library that are called, under names of our own."""
-    called = {(x.op, x.dtype) for x in ordered if is_call(x)}
-    lines = []
-    for op, dtype in sorted(called):
-        real, own, kind = _real_name(op, dtype), _own_name(op, dtype), C_TYPES[dtype]
-        arguments = ", ".join([kind] * (2 if op in ("atan2", "hypot", "pow", "fmod") else 1))
-        clause = 'const, simd("notinbranch")' if vectors and op in VECTOR_FUNCTIONS else "const"
-        lines.append(f'__attribute__(({clause})) {kind} {own}({arguments}) __asm__("{real}");')
-    return [*lines, ""] if lines else []
-
-
-def is_call(x: Scalar) -> bool:
-    """Whether an operation is a function of the C library."""
-    return x.op not in _SYMBOLS and x.op not in _BUILTINS and x.op not in _FORMS
-
-
-def _real_name(op: str, dtype: str) -> str:
-    return op + ("f" if dtype == "float32" else "")
-
-
-def _own_name(op: str, dtype: str) -> str:
-    return f"p_{_real_name(op, dtype)}"
-
-
-# ---------------------------------------------------------------- expressions
-
-
-def literal(number: Any, dtype: str) -> str:
-    """A constant in C, exactly."""
-    if dtype not in FLOATING:
-        return f"INT64_C({number})" if dtype == "int64" and number != -(2**63) else f"({int(number)})"
-    if isnan(number):
-        return '__builtin_nan("")'
-    if not isfinite(number):
-        return "-__builtin_inf()" if number < 0 else "__builtin_inf()"
-    text = repr(number) + ("f" if dtype == "float32" else "")
-    return f"({text})" if copysign(1.0, number) < 0 else text
-
-
-def _cast(x: Scalar, operand: str) -> str:
-    if x.dtype == "bool":
-        return f"{operand} != 0"
-    return f"({C_TYPES[x.dtype]}){operand}"
-
-
-def _wrapped(sign: str) -> Callable[[Scalar, str, str], str]:
-    """Integers run over without being undefined."""
-    return lambda x, a, b: f"({C_TYPES[x.dtype]})((uint64_t){a} {sign} (uint64_t){b})"
-
-
-# Operations that are neither an infix symbol nor a function.
-_FORMS: Mapping[str, Callable[..., str]] = {
-    "input": lambda x: "",
-    "constant": lambda x: literal(x.payload, x.dtype),
-    "zero": lambda x: literal(0.0, x.dtype),
-    "cast": _cast,
-    "neg": lambda x, a: f"-{a}" if x.dtype in FLOATING else f"({C_TYPES[x.dtype]})(-(uint64_t){a})",
-    "not": lambda x, a: f"!{a}",
-    "where": lambda x, condition, a, b: f"{condition} ? {a} : {b}",
-}
-
-
-def expression(x: Scalar, operands: Sequence[str]) -> str:
-    """One operation in C, of operands that are names or literals."""
-    if x.op in _FORMS:
-        return _FORMS[x.op](x, *operands)
-    if x.op in ("add", "sub", "mul") and x.dtype not in FLOATING:
-        return _wrapped(_SYMBOLS[x.op])(x, *operands)
-    if x.op in _SYMBOLS:
-        return f"{operands[0]} {_SYMBOLS[x.op]} {operands[1]}"
-    if x.op == "abs" and x.dtype not in FLOATING:
-        return f"{operands[0]} < 0 ? ({C_TYPES[x.dtype]})(-(uint64_t){operands[0]}) : {operands[0]}"
-    if x.op in _BUILTINS:
-        return f"__builtin_{_real_name(_BUILTINS[x.op], x.dtype)}({', '.join(operands)})"
-    return f"{_own_name(x.op, x.dtype)}({', '.join(operands)})"
 
 
 class _Writer:

@@ -294,10 +294,6 @@ def _added(product: Callable[[Array, Array], Array]) -> Rule:
 
 
 _RULES: dict[str, Rule] = {
-    **dict.fromkeys(
-        ("clone.default", "alias.default", "detach.default", "contiguous.default", "lift_fresh_copy.default"),
-        lambda x, **_: x,
-    ),
     "t.default": lambda x: x.transpose(0, -1) if len(x.shape) == 2 else x,
     "transpose.int": lambda x, first, second: x.transpose(first, second),
     "permute.default": lambda x, dims: x.permute(dims),

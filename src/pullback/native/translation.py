@@ -8,16 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import NativeError
 from ..graph import Graph, Node, Value
-from .elements import C_TYPES, Buffer, Computed, Entry, Read, cast, is_whole, number, transformed
-from .elementwise import computing_dtype, formula_of
+from .arrays import NotScalar
+from .elements import MEMORY_TYPES, Buffer, Entry, Read, cast, computed, is_whole, number, transformed
+from .formulas import POINTWISE, applied
 from .layouts import VIEWS, dense
 from .losses import COVERED_LOSSES, LOSSES
 from .matrices import PRODUCTS, covers_product
 from .normalisation import COVERED_NORMALISATION, NORMALISATION
 from .pieces import PIECES
 from .reductions import COVERED_REDUCTIONS, REDUCTIONS
+from .scalars import Scalar, Table
 from .state import CHEAP, Rule, Translation
 
 RULES: Mapping[str, Rule] = {**PIECES, **REDUCTIONS, **NORMALISATION, **LOSSES, **PRODUCTS}
@@ -78,38 +79,37 @@ def translate(state: Translation, node: Node) -> None:
 def is_covered(node: Node) -> bool:
     """Whether there is native code for a node."""
     values = (*node.inputs, *node.results)
-    if any(v.dtype not in C_TYPES or v.device != "cpu" for v in values) or not node.results:
+    if any(v.dtype not in MEMORY_TYPES or v.device != "cpu" for v in values) or not node.results:
         return False
     if node.op in VIEWS:
         return True
     if node.op in RULES:
         condition = CONDITIONS.get(node.op)
         return all(v.size for v in values) and (condition is None or condition(node))
-    return formula_of(node) is not None
+    return node.op in POINTWISE and len(node.outputs) == 1 and _has_formula(node)
+
+
+def _has_formula(node: Node) -> bool:
+    """Whether there is a formula for such arguments."""
+    table = Table()
+    try:
+        found = applied(node)
+        found.formula(*(_operand_of(table, k, *operand) for k, operand in enumerate(found.operands)))
+    except NotScalar:
+        return False
+    return True
+
+
+def _operand_of(table: Table, number: int, argument: Any, dtype: str) -> Scalar:
+    if isinstance(argument, Value):
+        return table.input(number, (0, 0), dtype, varies=True)
+    return table.constant(argument, dtype)
 
 
 def _elementwise(state: Translation, node: Node) -> None:
-    found = formula_of(node)
-    if found is None:
-        raise NativeError(f"there is no native code for {node}")
-    row, text, arguments = found
-    (result,) = node.results
-    dtype = computing_dtype(row, node, arguments)
-    operands: list[Entry] = []
-    places = {"T": f"({C_TYPES[dtype]})", "f": "f" if dtype == "float32" else ""}
-    text = text.replace("(T)", "{T}")
-    for name, argument in arguments.items():
-        if f"{{{name}}}" in text:
-            places[name] = f"{{{len(operands)}}}"
-            operands.append(_operand(state, argument, result.shape, "bool" if name in row.masks else dtype))
-    state.define(result, cast(_computed(text.format(**places), row, dtype, result, operands), result.dtype))
-
-
-def _computed(text: str, row: Any, dtype: str, result: Value, operands: list[Entry]) -> Entry:
-    if text == "{0}":
-        return operands[0]
-    made = "bool" if row.computes == "operands" and result.dtype == "bool" else dtype
-    return Computed(text, made, tuple(operands), row.heavy or "pow" in text)
+    found, (result,) = applied(node), node.results
+    operands = [_operand(state, argument, result.shape, dtype) for argument, dtype in found.operands]
+    state.define(result, cast(computed(found.formula, *operands), result.dtype))
 
 
 def _operand(state: Translation, argument: Any, shape: Sequence[int], dtype: str) -> Entry:

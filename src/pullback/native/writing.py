@@ -8,9 +8,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .elements import C_TYPES, FLOATS, Buffer, Computed, Entry, Number, Position, Read, reads
+from .elements import FLOATS, MEMORY_TYPES, Buffer, Computed, Entry, Number, Position, Read, reads
 from .layouts import Layout
 from .nests import Nest, Reduction
+from .operations import FUNCTIONS, declarations, own_name
 
 PARTS = 64  # columns that are summed side by side
 
@@ -47,7 +48,7 @@ class Pointers:
     def declarations(self) -> str:
         """All parameters, as C declares them."""
         return ", ".join(
-            f"{'' if buffer in self.written else 'const '}{C_TYPES[buffer.dtype]} *restrict {name}"
+            f"{'' if buffer in self.written else 'const '}{MEMORY_TYPES[buffer.dtype]} *restrict {name}"
             for (buffer, _), name in self.names.items()
         )
 
@@ -123,7 +124,7 @@ class Body:
         key = (text, dtype)
         if key not in self.known:
             self.known[key] = f"t{len(self.known)}"
-            kind = "_Bool" if dtype == "bool" else C_TYPES[dtype]
+            kind = "_Bool" if dtype == "bool" else MEMORY_TYPES[dtype]
             self.lines.append(f"const {kind} {self.known[key]} = {text};")
         return self.known[key]
 
@@ -214,7 +215,7 @@ def _step(layout: Layout, axis: Axis) -> int:
 
 def _wide(reduction: Reduction) -> str:
     """The type that a sum is taken in."""
-    return C_TYPES[
+    return MEMORY_TYPES[
         "float64" if reduction.kind == "sum" and reduction.entry.dtype == "float32" else reduction.buffer.dtype
     ]
 
@@ -276,36 +277,17 @@ def _ranged(lines: Sequence[str]) -> list[str]:
 
 _GEMM = """typedef void (*gemm)(const char *, const char *, const int *, const int *, const int *, const void *,
   const void *, const int *, const void *, const int *, const void *, void *, const int *);"""
-_VECTORS = '__attribute__((const, simd("notinbranch")))'
-_BUILTIN = "sqrt fabs floor ceil trunc rint".split()
-_TWO = ("pow", "atan2")
-_USED = re.compile(r"\b([a-z][a-z0-9]*?)(f?)\(")
-_LIBRARY = frozenset(
-    "sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh exp exp2 expm1 "
-    "log log2 log10 log1p erf erfc pow atan2".split()
-)
+_USED = re.compile(r"\bp_[a-z0-9]+(?=\()")
+_NAMES = {own_name(op, dtype): (op, dtype) for op in FUNCTIONS for dtype in FLOATS}
 
 
-def prelude(texts: Sequence[str], vector_math: bool) -> str:
+def prelude(texts: Sequence[str], vectors: bool) -> str:
     """What stands ahead of the functions: types, and the functions of the C library that they call.
 
-    The compiler must not know such a function for what it is: it would join the sine and the cosine of one number to a
-    function of which there is no vector form.
+    vectors: whether the library has them for vectors.
     """
     lines = ["#include <stdint.h>", _GEMM]
-    for name in _BUILTIN:
-        lines += [f"#define {name} __builtin_{name}", f"#define {name}f __builtin_{name}f"]
     for kind, ending in (("double", ""), ("float", "f")):
         lines.append(f"static inline {kind} pick{ending}(_Bool c, {kind} a, {kind} b) {{ return c ? a : b; }}")
-    used = {(m[1], m[2]) for text in texts for m in _USED.finditer(text)}
-    for name, ending in sorted(used):
-        name, ending = (name + ending, "") if name not in _LIBRARY and name + ending in _LIBRARY else (name, ending)
-        if name in _LIBRARY:
-            kind = "float" if ending else "double"
-            parameters = f"{kind}, {kind}" if name in _TWO else kind
-            if not vector_math:
-                lines.append(f"{kind} {name}{ending}({parameters});")
-                continue
-            lines.append(f'{_VECTORS} {kind} m_{name}{ending}({parameters}) __asm__("{name}{ending}");')
-            lines.append(f"#define {name}{ending} m_{name}{ending}")
-    return "\n".join([*lines, ""])
+    used = {name for text in texts for name in _USED.findall(text)}
+    return "\n".join([*lines, *declarations({_NAMES[name] for name in used}, vectors), ""])
