@@ -24,6 +24,7 @@ class Options:
 
     pairs: samples of each peer, each next to one of ours.
     budget: seconds that a peer may take until its first result, and again for its samples.
+    backend, expected_calls: what ours is told: a back end, or "auto" and how many calls are to pay for building one.
     pin: the processor that all workers are bound to.
     cache: where torch.compile and ours find what they compiled in another run; None: they compile anew.
     """
@@ -32,6 +33,7 @@ class Options:
     clock: str = "wall"
     budget: float = 150
     backend: str = "auto"
+    expected_calls: int = 1_000_000
     pin: int | None = None
     cache: Path | None = None
 
@@ -115,7 +117,9 @@ def compare(task: Task, names: Sequence[str], options: Options, tell: Callable[[
 
 
 def _peer(name: str, options: Options) -> Peer:
-    return Peer(OURS, "ours", None, {"backend": options.backend}) if name == OURS else PEERS[name]
+    if name != OURS:
+        return PEERS[name]
+    return Peer(OURS, "ours", None, {"backend": options.backend, "expected_calls": options.expected_calls})
 
 
 def _reference(task: Task, options: Options, tell: Callable[[str], None]) -> list[numpy.ndarray]:

@@ -107,8 +107,12 @@ def heading(rows: Sequence[Row], environment: str, settings: str) -> list[str]:
         *(f"- {version}" for version in versions),
         "",
         "“× ours”: how many times as long as ours a call takes, the median of the ratios of samples taken next to each "
-        "other, with the interval that holds it with 95 %.  The first call counts compilation but no imports.  “How”: "
-        "which of a peer's ways was the quickest.  The error is the largest difference from `torch.func` in float64, "
+        "other, with the interval that holds it with 95 %.  The table is about later calls, for which peers compile "
+        "for seconds: ours is told to expect as many calls as the line above says (`expected_calls`), so that its back "
+        "end “auto” may take the time to build machine code as well; its own default, 1,000 calls, would leave "
+        "programs in Python that pay for a compiler only later.  The first call counts compilation but no imports.  "
+        "“How”: which of a peer's ways was the quickest.  The error is the largest difference from `torch.func` in "
+        "float64, "
         "relative to the largest entry; more than " + ERRORS + " is wrong, and has no time.",
     ]
 

@@ -36,6 +36,12 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=harness.PAIRS, help="pairs of samples (default %(default)s)")
     parser.add_argument("--clock", choices=harness.CLOCKS, default="wall", help="which clock (default %(default)s)")
     parser.add_argument("--backend", default="auto", help="ours (default %(default)s)")
+    parser.add_argument(
+        "--expected-calls",
+        type=int,
+        default=Options.expected_calls,
+        help='that ours is told of, for its back end "auto" (default %(default)s: time to compile, as peers have)',
+    )
     parser.add_argument("--budget", type=float, default=150, help="seconds for a first call (default %(default)s)")
     parser.add_argument("--pin", type=int, help="bind all processes to this processor")
     parser.add_argument(
@@ -67,7 +73,7 @@ def measure(given: argparse.Namespace, before: Sequence[Row], settings: str, con
     rows = {row.task: row for row in before}
     pairs, budget = (QUICK_PAIRS, QUICK_BUDGET) if given.quick else (given.pairs, given.budget)
     cache = ENVIRONMENTS / "compiled" if given.keep_compiled else None
-    options = Options(pairs, given.clock, budget, given.backend, given.pin, cache)
+    options = Options(pairs, given.clock, budget, given.backend, given.expected_calls, given.pin, cache)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("", total=len(given.tasks))
@@ -104,7 +110,7 @@ def main() -> int:
     torch.set_num_threads(1)
     console = Console(width=None if sys.stdout.isatty() else 120)
     pairs = QUICK_PAIRS if given.quick else given.pairs
-    settings = f"{pairs} pairs, {given.clock} clock, backend {given.backend}"
+    settings = f"{pairs} pairs, {given.clock} clock, backend {given.backend}, {given.expected_calls:,} expected calls"
     settings += ", a quick look and no measurement" if given.quick else ""
     try:
         before = saved(given.out, harness.environment(), settings) if given.resume else []

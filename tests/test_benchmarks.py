@@ -283,6 +283,27 @@ def test_a_run_goes_on_where_another_ended(
     assert "it cannot be continued" in " ".join(capsys.readouterr().out.split())
 
 
+def test_ours_may_compile_for_as_many_calls_as_the_head_says(
+    table: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: ModuleType = table("run")  # type: ignore[operator]
+    comparison: ModuleType = table("comparison")  # type: ignore[operator]
+    contenders = table("peers.ours").contenders  # type: ignore[operator]
+    told: list[dict[str, object]] = []
+
+    def compare(task: object, names: object, options: object, *_: object) -> object:
+        told.append(comparison._peer(comparison.OURS, options).options)
+        (ours,) = contenders(task, **told[-1]).values()
+        assert ours.call.backend.calls == 1_000_000
+        return comparison.Row(task.name, {comparison.OURS: comparison.Cell("", 0.1, 1e-6)}, "2026-01-01")  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(run, "compare", compare)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--task", "robot arm", "--out", str(tmp_path / "results.md")])
+    run.main()
+    assert told == [{"backend": "auto", "expected_calls": 1_000_000}]
+    assert "backend auto, 1,000,000 expected calls" in (tmp_path / "results.md").read_text()
+
+
 def test_tasks_are_the_same_in_every_process(table: object) -> None:
     catalogue: ModuleType = table("tasks.catalogue")  # type: ignore[operator]
     small = [task for task in catalogue.TASKS.values() if "100000" not in task.name and "sum" not in task.name]

@@ -25,9 +25,9 @@ def warm_up() -> None:
         transform(lambda x: x.sinh().sum())(torch.ones(3, dtype=torch.float64))
 
 
-def contenders(task: Task, backend: str = "auto") -> dict[str, Contender]:
-    """The one way."""
-    transform = _transform(task, backend)
+def contenders(task: Task, **options: Any) -> dict[str, Contender]:
+    """The one way; `options` are those of our transforms: which back end, and how many calls it is to pay within."""
+    transform = _transform(task, options)
     given = tensors(task.arguments(0))
     facts = {"plan": lambda: _plan(transform, given)}
     return {"": Contender(task.derivative, transform, tensors, arrays, facts)}
@@ -43,11 +43,11 @@ def _plan(transform: Any, given: tuple[Any, ...]) -> dict[str, Any]:
     return {"multiplications": plan.multiplications, "seconds": plan.seconds, "order": plan.order.name} | named
 
 
-def _transform(task: Task, backend: str) -> Callable[..., Any]:
+def _transform(task: Task, options: dict[str, Any]) -> Callable[..., Any]:
     if task.derivative in ("step", "implicit"):
-        return pullback.compile(next(iter(ways_of(task, _TRANSFORMS).values())), backend=backend)
+        return pullback.compile(next(iter(ways_of(task, _TRANSFORMS).values())), **options)
     kind = f"batch_{task.derivative}" if task.batched else task.derivative
-    return getattr(pullback, kind)(bound(task, torch_functions), task.positions, backend=backend)
+    return getattr(pullback, kind)(bound(task, torch_functions), task.positions, **options)
 
 
 _TRANSFORMS = Transforms(
