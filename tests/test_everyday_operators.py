@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import pullback
 from pullback import derivatives
@@ -218,6 +219,63 @@ def test_scatter_of_a_number_with_a_reduction() -> None:
     (x,) = random(X)
     gradient = pullback.grad(lambda x: x.scatter(1, PLACES, 3.0, reduce="multiply").sum())(x)
     close(gradient, tensor([[9.0, 1.0, 3.0], [3.0, 9.0, 1.0]]).double())
+
+
+def margins_between_labels(x: Tensor, labels: Tensor) -> Tensor:
+    """`multilabel_margin_loss` of each row, as its documentation has it."""
+    rows = []
+    for scores, row in zip(x, labels.tolist(), strict=True):
+        targets = row[: row.index(-1)] if -1 in row else row
+        others = [k for k in range(len(scores)) if k not in targets]
+        terms = [(1 - (scores[t] - scores[k])).clamp_min(0) for t in targets for k in others]
+        rows.append(sum(terms, torch.zeros((), dtype=x.dtype)) / len(scores))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_labels_behind_the_first_that_is_none_do_not_count(reduction: str) -> None:
+    """PyTorch's kernel leaves them out, the function that it takes the kernel apart by counts them as label 0."""
+    labels = tensor([[0, 2, -1, 1], [-1, 0, 0, 0], [3, 2, 1, 0], [1, 1, -1, -1]])
+    reduce = {"none": lambda t: t, "mean": torch.mean, "sum": torch.sum}[reduction]
+    (x,) = random((4, 4))
+    f = torch.nn.functional.multilabel_margin_loss
+    agree(lambda x: f(x, labels, reduction=reduction), lambda x: reduce(margins_between_labels(x, labels)), (x,))
+    close(pullback.vjp(lambda x: f(x, labels, reduction=reduction), x)[0], f(x, labels, reduction=reduction))
+    close(pullback.grad(lambda x: f(x, labels[0]))(x[0]), 4 * pullback.grad(lambda x: f(x, labels))(x)[0])
+
+
+HEADS = [((2, 4, 3, 2), (2, 2, 3, 2)), ((6, 3, 2), (2, 3, 2)), ((1, 2, 3, 2), (1, 2, 3, 2))]
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True, "scale": 0.3}], ids=["plain", "causal"])
+@pytest.mark.parametrize(("queries", "keys"), HEADS)
+def test_heads_of_attention_that_share_keys(
+    queries: tuple[int, ...], keys: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    attention, groups = torch.nn.functional.scaled_dot_product_attention, queries[-3] // keys[-3]
+
+    def repeated(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = k.repeat_interleave(groups, -3), v.repeat_interleave(groups, -3)
+        with sdpa_kernel(SDPBackend.MATH):
+            return attention(q, k, v, **options)
+
+    x = random(queries, keys, keys)
+    agree(lambda q, k, v: attention(q, k, v, enable_gqa=True, **options), repeated, x)
+    leaves = [t.clone().requires_grad_() for t in x]
+    with pullback.record() as tape:
+        loss = attention(*leaves, enable_gqa=True, **options).sin().sum()
+    with reference():
+        close(tape.grad(loss, leaves), list(torch.func.grad(lambda *x: repeated(*x).sin().sum(), (0, 1, 2))(*x)))
+
+
+def test_a_function_that_pytorch_calls_is_traced_like_the_rest() -> None:
+    def distance(x: Tensor, y: Tensor) -> Tensor:
+        return 1 - torch.nn.functional.cosine_similarity(x, y)
+
+    def loss(*x: Tensor) -> Tensor:
+        return torch.nn.functional.triplet_margin_with_distance_loss(*x, distance_function=distance, reduction="none")
+
+    agree(loss, lambda a, p, n: (1 + distance(a, p) - distance(a, n)).clamp_min(0), random((4, 3), (4, 3), (4, 3)))
 
 
 @pytest.mark.parametrize("p", [2.0, 1.0, 3.0, 1.5, INF])

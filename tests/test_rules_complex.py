@@ -37,11 +37,16 @@ WRONG_IN_PYTORCH = [  # a radius below zero; d²(0ˣ)/dx², which is not a numbe
 NO_KERNEL = re.compile("not implemented for|not supported|does not support complex|isn't supported|cannot be cast")
 
 
-def made_complex(argument: Any) -> Any:
-    """The same sample with complex tensors for real ones."""
+RIGHT_HALF_PLANE = {"aten.pow.Scalar"}  # 0ᶻ is a number there alone
+
+
+def made_complex(op: str, argument: Any) -> Any:
+    """The same sample with complex tensors, in all four quadrants, for real ones."""
     if isinstance(argument, T):
-        return T(*argument.shape, domain=argument.domain, complex=True)
-    return tuple(map(made_complex, argument)) if isinstance(argument, tuple) else argument
+        reach = max(map(abs, argument.domain))
+        domain = argument.domain if op in RIGHT_HALF_PLANE else (-reach, reach)
+        return T(*argument.shape, domain=domain, complex=True)
+    return tuple(made_complex(op, a) for a in argument) if isinstance(argument, tuple) else argument
 
 
 # What reads a triangle, takes an operand for Hermitian or has results of any phase, and its like: see test_linalg.py.
@@ -57,8 +62,8 @@ def complex_samples() -> Iterator[Any]:
             if sample.is_complex or op in complexes.RULES | linalg.RULES | fourier.RULES:
                 yield pytest.param(op, sample, id=f"{op}-{k}")
             elif op in complexes.HOLD_FOR_COMPLEX:
-                kwargs = {name: made_complex(a) for name, a in sample.kwargs.items()}
-                yield pytest.param(op, Sample(*map(made_complex, sample.args), **kwargs), id=f"{op}-{k}-complex")
+                args, kwargs = made_complex(op, sample.args), {n: made_complex(op, a) for n, a in sample.kwargs.items()}
+                yield pytest.param(op, Sample(*args, **kwargs), id=f"{op}-{k}-complex")
 
 
 # ---------------------------------------------------------------- one operator on one sample

@@ -22,7 +22,7 @@ from . import torch_private as private
 from .adoption import adopt_assumptions, adopt_constants
 from .composites import cumulative_averages, weight_lists_kept
 from .control_flow import record_region
-from .decompositions import DECOMPOSITIONS
+from .decompositions import DECOMPOSITIONS, OWN_MARGINS
 from .detachment import private_detachments, refuse_writes
 from .effects import Effects, check_writes, effects, no_optimiser
 from .errors import ArgumentError
@@ -170,7 +170,7 @@ def _surroundings() -> Iterator[bool]:
         interpreters = stack.enter_context(private.clear_interpreters())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for setting in (WITHOUT_MKLDNN, WITHOUT_FASTPATH, FOLDING, UNCOMPILED):
+        for setting in (WITHOUT_MKLDNN, WITHOUT_FASTPATH, FOLDING, OWN_MARGINS, UNCOMPILED):
             stack.enter_context(setting)
         stack.enter_context(private.enable_python_dispatcher())  # else BatchNorm does not declare what it mutates
         stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())

@@ -236,6 +236,25 @@ def gaussian_nll_loss(
     return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()
 
 
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """As PyTorch's; heads of keys that several of the queries share are repeated, which its kernel does inside."""
+    if enable_gqa and min(query.dim(), key.dim(), value.dim()) >= 3:
+        heads = query.shape[-3]
+        key, value = (t if heads % t.shape[-3] else t.repeat_interleave(heads // t.shape[-3], -3) for t in (key, value))
+    return functional.scaled_dot_product_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+
+
 def kron(input: Tensor, other: Tensor, *, out: Tensor | None = None) -> Tensor:
     """As `torch.kron`, by views whose changes in place PyTorch counts."""
     if out is not None:
@@ -275,5 +294,6 @@ COMPOSITES: dict[Any, Callable[..., Any]] = {
     functional.ctc_loss: ctc_loss,
     torch.ctc_loss: ctc_loss,
     functional.gaussian_nll_loss: gaussian_nll_loss,
+    functional.scaled_dot_product_attention: scaled_dot_product_attention,
     functional.linear_cross_entropy: linear_cross_entropy,
 }

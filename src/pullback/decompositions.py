@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import torch_private as private
+from .shared_settings import Shared, setting
+
 BILINEAR, NEAREST, BICUBIC = range(3)
 ZEROS, BORDER, REFLECTION = range(3)
 
@@ -162,11 +165,42 @@ def max_unpool(x: Tensor, indices: Tensor, output_size: Sequence[int], *_: Any) 
     return empty.scatter_add(-1, places, written).reshape(*x.shape[:-rank], *output_size)
 
 
+# Margins between labels ----------------------------------------------------------------------------------------------
+
+NONE, MEAN = 0, 1
+
+
+def multilabel_margin_loss(x: Tensor, target: Tensor, reduction: int) -> tuple[Tensor, Tensor]:
+    """As `aten.multilabel_margin_loss_forward`; PyTorch's own counts what stands behind the first −1 as label 0."""
+    scores, labels = torch.atleast_2d(x), torch.atleast_2d(target)
+    size = scores.shape[-1]
+    counted = ((labels < 0).cumsum(-1) == 0).unsqueeze(-1)
+    chosen = labels.where(counted.squeeze(-1), 0)
+    is_target = (counted & (chosen.unsqueeze(-1) == torch.arange(size, device=x.device))).any(-2)
+    margins = (1 - scores.gather(-1, chosen).unsqueeze(-1) + scores.unsqueeze(-2)).clamp_min(0)
+    losses = torch.where(counted & ~is_target.unsqueeze(-2), margins, 0).sum((-2, -1)) / size
+    if reduction == NONE:
+        result = losses.reshape(target.shape[:-1])
+    else:
+        result = losses.mean() if reduction == MEAN else losses.sum()
+    return result, is_target.to(x.dtype).reshape(target.shape)
+
+
 ATEN = torch.ops.aten
+MARGINS = ATEN.multilabel_margin_loss_forward.default
+# In a trace PyTorch takes it apart above all modes, so that a table alone would come too late.
+OWN_MARGINS = Shared(
+    lambda: setting(
+        lambda: private.autograd_kernel(MARGINS),
+        lambda kernel: private.set_autograd_kernel(MARGINS, kernel),
+        multilabel_margin_loss,
+    )
+)
 DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {
     ATEN.grid_sampler_2d.default: grid_sampler,
     ATEN.grid_sampler_3d.default: grid_sampler,
     ATEN.segment_reduce.default: segment_reduce,
     ATEN.max_unpool2d.default: max_unpool,
     ATEN.max_unpool3d.default: max_unpool,
+    MARGINS: multilabel_margin_loss,
 }

@@ -4,6 +4,7 @@ It lifts the tensors that a function reads, and refuses what would take a value 
 """
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -39,6 +40,8 @@ class Frontier(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         if name == "__set__" or (name == "__get__" and function not in VIEWS):
             return function(*args, **kwargs)
+        if function is torch.nn.functional.triplet_margin_with_distance_loss:
+            kwargs = {**kwargs, "distance_function": self.seen(kwargs["distance_function"])}
         result = self.call_of(function)(*self.trace.own(args), **self.trace.own(kwargs))
         if function in ADOPTERS and isinstance(result, Tensor) and not self.trace.owns(result):
             self.trace.created.add(id(result))
@@ -54,6 +57,15 @@ class Frontier(TorchFunctionMode):
             if function in SELECTORS
             else COMPOSITES.get(function, function)
         )
+
+    def seen(self, function: Callable[..., Any] | None) -> Callable[..., Any] | None:
+        """A function that the user passes to one of PyTorch's, which calls it where this mode is off."""
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)  # type: ignore[misc]
+
+        return called if function is not None else None
 
     def check(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise CaptureError for a call that a graph cannot hold."""

@@ -35,7 +35,8 @@ class Shared(AbstractContextManager[None]):
 
 
 @contextmanager
-def _set(read: Callable[[], Any], write: Callable[[Any], None], value: Any) -> Iterator[None]:
+def setting(read: Callable[[], Any], write: Callable[[Any], None], value: Any) -> Iterator[None]:
+    """Another value while the context lasts."""
     before = read()
     write(value)
     try:
@@ -55,12 +56,12 @@ def _plain_compile(model: Any = None, **options: Any) -> Any:
 
 
 def _attribute(owner: Any, name: str, value: Any) -> AbstractContextManager[None]:
-    return _set(lambda: getattr(owner, name), lambda new: setattr(owner, name, new), value)
+    return setting(lambda: getattr(owner, name), lambda new: setattr(owner, name, new), value)
 
 
 # With oneDNN, an LSTM is one opaque operator; so is a TransformerEncoderLayer on its fast path.
-WITHOUT_MKLDNN = Shared(lambda: _set(private.get_mkldnn_enabled, private.set_mkldnn_enabled, False))
-WITHOUT_FASTPATH = Shared(lambda: _set(private.get_fastpath_enabled, private.set_fastpath_enabled, False))
+WITHOUT_MKLDNN = Shared(lambda: setting(private.get_mkldnn_enabled, private.set_mkldnn_enabled, False))
+WITHOUT_FASTPATH = Shared(lambda: setting(private.get_fastpath_enabled, private.set_fastpath_enabled, False))
 # Else the program depends on `requires_grad`.
 FOLDING = Shared(lambda: _attribute(private.decompositions, "should_fold", _folds))
 # PyTorch's control flow compiles itself, and would not come down to operators.

@@ -221,6 +221,17 @@ def lazy_conjugation() -> Any:
     return _ForceDispatchKeyGuard(_include_set(), _exclude_set() - lazy)
 
 
+def autograd_kernel(op: Any) -> Any:
+    """The function of Python that takes an operator apart before any mode sees it, in a trace."""
+    return op.py_kernels[_DispatchKey.Autograd]
+
+
+def set_autograd_kernel(op: Any, kernel: Callable[..., Any]) -> None:
+    """Put another in its place."""
+    op.py_kernels[_DispatchKey.Autograd] = kernel
+    op._dispatch_cache.clear()
+
+
 plain_apply: Any = _private("torch._C:_FunctionBase").__dict__["apply"]
 
 

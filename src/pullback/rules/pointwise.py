@@ -76,7 +76,8 @@ ELEMENTARY: dict[str, Rule] = {
     "aten.cosh.default": Pointwise(lambda x: x.sinh()),
     "aten.tanh.default": Pointwise(lambda y: 1 - y * y, fused=lambda g, y: fused("aten.tanh_backward.default", g, y)),
     "aten.asinh.default": Pointwise(lambda x: (x * x + 1).rsqrt()),
-    "aten.acosh.default": Pointwise(lambda x: (x * x - 1).rsqrt(), domain=ABOVE_ONE),
+    # √(z² − 1) is the wrong root left of the imaginary axis.
+    "aten.acosh.default": Pointwise(lambda x: (x - 1).rsqrt() * (x + 1).rsqrt(), domain=ABOVE_ONE),
     "aten.atanh.default": Pointwise(lambda x: 1 / (1 - x * x), domain=UNIT),
     "aten.sigmoid.default": Pointwise(
         lambda y: y * (1 - y), fused=lambda g, y: fused("aten.sigmoid_backward.default", g, y)
