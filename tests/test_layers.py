@@ -44,9 +44,9 @@ LAYERS: dict[int, tuple[str, ...]] = {
     10: ("walk",),
     9: ("capture", "guards", "namespaces"),
     8: ("detachment", "effects", "user_functions", "control_flow", "strides", "adoption", "frontier"),
-    7: ("recording", "structure", "titles", "history", "leaves"),
+    7: ("recording", "structure", "titles", "history", "leaves", "decompositions"),
     6: (
-        *("provenance", "shared_settings", "function_calls", "reads", "composites", "decompositions", "tapes"),
+        *("provenance", "shared_settings", "function_calls", "reads", "composites", "tapes"),
         *("gauges", "originals", "copied_views"),
     ),
     5: ("torch_private", "dtypes", "library", "geometry", "matrix_functions", "alignment", "nested"),
