@@ -4,12 +4,14 @@ import doctest
 import importlib
 import re
 from contextlib import nullcontext, redirect_stdout
+from inspect import getdoc, isfunction
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import pullback
 from support import reference
 
 ROOT = Path(__file__).parents[1]
@@ -17,7 +19,17 @@ PAGES = [*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").rglob("*.md")
 # A block of text right after an example is what the example prints.
 EXAMPLE = re.compile(r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)[^)]*\)")
-MODULES = ("pullback.api", "pullback.compiled", "pullback.explain", "pullback.teaching", "pullback.torch_func")
+SOURCE = ROOT / "src"
+MODULES = [
+    ".".join(file.relative_to(SOURCE).with_suffix("").parts)
+    for file in sorted(SOURCE.rglob("*.py"))
+    if re.search(r"^ +>>> ", file.read_text(encoding="utf-8"), re.MULTILINE)
+]
+FUNCTIONS = [
+    name
+    for name in pullback.__all__
+    if isfunction(getattr(pullback, name)) and getattr(pullback, name).__module__.startswith("pullback.")
+]
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
@@ -65,6 +77,14 @@ def test_examples_of_docstrings_run(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name), optionflags=FLAGS)
     assert result.attempted
     assert not result.failed
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_public_functions_say_what_they_raise_and_cost(name: str) -> None:
+    """Or that it is what another one raises or costs; with an example, but where that would measure for a second."""
+    text = getdoc(getattr(pullback, name)) or ""
+    wanted = ["raises|errors", "cost", *([] if name == "calibrate" else [">>> "])]
+    assert not [one for one in wanted if not re.search(one, text, re.IGNORECASE)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -121,6 +121,7 @@ def jacobian(
     Raises (when the function is called): as `grad`, and
         OrderError: the order names a vertex that is not one, or leaves one out.
 
+    Cost: that of `grad`, and with "auto" the search's: `effort` seconds in the first call.
     Source: vertex elimination, Griewank & Walther, Evaluating Derivatives (2nd ed.), chapter 9.
 
     >>> import torch, pullback
@@ -145,7 +146,7 @@ def hessian(
 ) -> Transform:
     """Return a function that computes the second derivatives: the Jacobian of the Jacobian.
 
-    Arguments, errors: those of `jacobian`.
+    Arguments, errors and cost are those of `jacobian`.
 
     Returns:
         A function of the arguments of `f`.  For a scalar output and an argument of shape (n₁, …) it returns shape
@@ -247,6 +248,8 @@ def jvp(
 
     Raises: as `grad`; ShapeError or ArgumentError for tangents that do not fit; ArgumentError if `strict` and an output
         is independent of the primals.
+
+    Cost: two to three times what `func` costs; the first call traces and compiles.
 
     >>> import torch, pullback
     >>> pullback.jvp(torch.sin, (torch.zeros(2),), (torch.ones(2),))

@@ -145,6 +145,8 @@ def load(path: str | os.PathLike[str]) -> CompiledFunction:
             version of PyTorch or for a device that is not there; in one sentence that names the path.
         OSError: the file cannot be read.
 
+    Cost: about 0.1 ms an operator; machine code is found where it was built before.
+
     >>> import tempfile, torch, pullback
     >>> with tempfile.TemporaryDirectory() as directory:
     ...     pullback.grad(lambda x: (x**3).sum()).compile(torch.ones(2)).save(f"{directory}/slope")

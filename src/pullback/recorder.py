@@ -40,6 +40,7 @@ def record() -> "Tape":
     The first two times, a sequence of operators is differentiated step by step; from the third time on by a program
     compiled for it.
 
+    >>> import torch, pullback
     >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
     >>> with pullback.record() as tape:
     ...     loss = (w ** 2).sum() if w.sum() > 0 else w.sum()
@@ -161,6 +162,7 @@ class Tape:
             ShapeError: the seed does not fit, or is needed.
             MissingRuleError: operators on the way have no rule.
 
+        >>> import torch, pullback
         >>> x = torch.tensor(3.0, requires_grad=True)
         >>> with pullback.record() as tape:
         ...     y = x * x

@@ -47,7 +47,7 @@ def jacrev(
         chunk_size: how many rows to compute at once; bounds memory.  None: all.
         _preallocate_and_copy: taken, and without effect: rows are always written into the result as they come.
 
-    Returns, raises: as `jacobian`.
+    Returns, raises, cost: as `jacobian`.
 
     >>> import torch, pullback
     >>> pullback.jacrev(torch.sin, chunk_size=1)(torch.zeros(2))
@@ -73,7 +73,7 @@ def jacfwd(
         randomness: what to do if `func` draws random numbers.  "same": every column is of the same draws.  "error"
             refuses them; so does "different", because one run of `func` serves all columns.
 
-    Returns, raises: as `jacobian`; and ArgumentError for draws that are refused.
+    Returns, raises, cost: as `jacobian`; and ArgumentError for draws that are refused.
 
     >>> import torch, pullback
     >>> pullback.jacfwd(torch.sin)(torch.zeros(2))

@@ -13,8 +13,6 @@ from .builtins import shares_memory_with
 from .destinations import FLAT
 from .stacking import CAT, can_be_placed, operands_of
 
-_PERMUTED = frozenset(f"aten.{op}" for op in ("t.default", "permute.default", "transpose.int"))
-
 
 @dataclass(frozen=True)
 class Part:

@@ -15,7 +15,6 @@ from .writing import Call
 
 LARGE = 64**3  # multiplications from which on BLAS, which copies its operands, is faster
 THIN = 16  # terms of a sum up to which it is not, as what it writes takes longer
-LONG = 32  # terms of a sum from which on one result at a time is worth it
 
 
 @dataclass(frozen=True, eq=False, slots=True)

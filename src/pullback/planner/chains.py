@@ -20,9 +20,6 @@ from .structures import Structures
 LONGEST = 150  # blocks: the programme looks at every split of every interval
 
 
-Planner = Callable[[StructuredGraph], Found]
-
-
 @dataclass(frozen=True)
 class Block:
     """What lies between two vertices on every path; `inner` are the vertices in between, in topological order.
