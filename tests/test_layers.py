@@ -47,7 +47,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     7: ("recording", "structure", "titles", "history", "leaves", "decompositions"),
     6: (
         *("provenance", "shared_settings", "function_calls", "reads", "composites", "tapes"),
-        *("gauges", "originals", "copied_views"),
+        *("gauges", "originals", "copied_views", "pairs"),
     ),
     5: ("torch_private", "dtypes", "library", "geometry", "matrix_functions", "alignment", "nested"),
     4: ("expressions",),

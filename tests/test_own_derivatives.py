@@ -345,6 +345,28 @@ def test_a_backward_that_clips_serves_gradients_only() -> None:
         pullback.jvp(f, (X,), (X,))
 
 
+def turned(power: int) -> Any:
+    """Twice x, with a backward that goes through complex numbers."""
+
+    class Turned(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * 2
+
+        @staticmethod
+        def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+            return ((torch.complex(cotangent, cotangent) ** power) * (1 - 2j)).conj().imag * 2
+
+    return Turned
+
+
+def test_a_backward_may_go_through_complex_numbers() -> None:
+    torch.testing.assert_close(pullback.jacobian(turned(1).apply)(X[0]), 2 * torch.eye(3, dtype=X.dtype))
+    torch.testing.assert_close(pullback.jvp(turned(1).apply, (X,), (X,))[1], 2 * X)
+    with pytest.raises(pullback.MissingRuleError, match=r"Turned.*not linear.*pow"):
+        pullback.jacobian(turned(2).apply)(X)
+
+
 def test_a_backward_that_adds_serves_gradients_only() -> None:
     assert pullback.grad(lambda x: (Shifted.apply(x) * 3).sum())(X).eq(4).all()
     with pytest.raises(pullback.MissingRuleError, match=r"Shifted.*cotangent of zeros"):

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from . import torch_private as private
 from .dtypes import device_name, dtype_name, torch_dtype
-from .graph import Graph, Value
+from .graph import COMPLEX, Graph, Value
 from .keys import held, remember
 from .library import LIBRARY
+from .pairs import as_pairs
 from .provenance import refusal
 from .recording import Trace
-from .regions import COND, SCAN, WHILE, Region
+from .regions import COND, SCAN, WHILE, Region, in_pairs
 
 Capture = Callable[..., Any]
 
@@ -65,22 +66,27 @@ class _Recording:
         return captured, captured.out_spec
 
     def complete(self, captured: Any) -> Graph:
-        """The graph with every tensor for an input that any of the operator's graphs reads."""
+        """The graph with every tensor for an input that any of the operator's graphs reads; in pairs of numbers."""
         own = len(captured.graph.inputs) - len(captured.lifted)
         known = dict(zip(map(id, captured.lifted), captured.graph.inputs[own:], strict=True))
         rest = tuple(known.get(key) or _value_like(t, f"read_{k}") for k, (key, t) in enumerate(self.read.items()))
-        return replace(captured.graph, inputs=(*captured.graph.inputs[:own], *rest))
+        return in_pairs(replace(captured.graph, inputs=(*captured.graph.inputs[:own], *rest)))
 
-    def record(self, region: Region, operands: Sequence[Tensor]) -> list[Tensor]:
-        """The results of the node."""
+    def record(self, region: Region, operands: Sequence[Tensor], results: Sequence[Value]) -> list[Tensor]:
+        """The results of the node, which are like `results`: complex ones are pairs of numbers inside."""
         key = remember(region)
         self.trace.own_derivatives.append(key)
         call = getattr(torch.ops.pullback, region.op.split(".")[1]).default
-        return list(call([*operands, *self.read.values()], key))
+        found = call(as_pairs([*operands, *self.read.values()]), key)
+        return [_joined(t, v) for t, v in zip(found, results, strict=True)]
 
 
 def _value_like(tensor: Tensor, name: str) -> Value:
     return Value(name, tuple(tensor.shape), dtype_name(tensor.dtype), device_name(tensor.device))
+
+
+def _joined(tensor: Tensor, value: Value) -> Tensor:
+    return torch.view_as_complex(tensor) if value.dtype in COMPLEX else tensor
 
 
 def _types(values: Sequence[Any]) -> list[str]:
@@ -94,7 +100,8 @@ def _cond(recording: _Recording, predicate: Any, yes: Any, no: Any, operands: An
         seen = f"{_types(first.graph.outputs)} and {_types(second.graph.outputs)}"
         raise refusal(f"the branches of cond return {seen}", "Let both return the same structure, shapes and dtypes.")
     graphs = recording.complete(first), recording.complete(second)
-    results = recording.record(Region(COND, graphs, first.graph.outputs), [predicate, *flat])
+    region = Region(COND, graphs, graphs[0].outputs)
+    results = recording.record(region, [predicate, *flat], first.graph.outputs)
     return private.tree_unflatten(results, spec)
 
 
@@ -105,8 +112,8 @@ def _while_loop(recording: _Recording, condition: Any, body: Any, carried: Any, 
     (test, _), (step, spec) = (recording.graph(f, flat) for f in (condition, body))
     _check_carried(recording.name, step.graph.outputs, step.graph.inputs[: len(carried)])
     graphs = recording.complete(test), recording.complete(step)
-    region = Region(WHILE, graphs, step.graph.outputs, carried=len(carried))
-    return private.tree_unflatten(recording.record(region, flat), spec)
+    region = Region(WHILE, graphs, graphs[1].outputs, carried=len(carried))
+    return private.tree_unflatten(recording.record(region, flat, step.graph.outputs), spec)
 
 
 def _scan(recording: _Recording, combine: Any, carried: Any, slices: Any, constants: Any) -> Any:
@@ -114,10 +121,10 @@ def _scan(recording: _Recording, combine: Any, carried: Any, slices: Any, consta
     step, spec = recording.graph(combine, [*carried, *(s[0] for s in slices), *constants])
     outputs = step.graph.outputs
     _check_carried(recording.name, outputs[:count], step.graph.inputs[:count])
-    stacked = tuple(replace(v, shape=(length, *v.shape)) for v in outputs[count:])
     graph = recording.complete(step)
-    region = Region(SCAN, (graph,), (*outputs[:count], *stacked), carried=count, sliced=len(slices))
-    return private.tree_unflatten(recording.record(region, [*carried, *slices, *constants]), spec)
+    stacked = tuple(replace(v, shape=(length, *v.shape)) for v in graph.outputs[count:])
+    region = Region(SCAN, (graph,), (*graph.outputs[:count], *stacked), carried=count, sliced=len(slices))
+    return private.tree_unflatten(recording.record(region, [*carried, *slices, *constants], outputs), spec)
 
 
 def _check_carried(name: str, after: Sequence[Any], before: Sequence[Any]) -> None:

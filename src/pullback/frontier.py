@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from . import torch_private as private
 from .composites import COMPOSITES
 from .copied_views import SELECTORS
-from .nested import tensors_in
+from .nested import map_tensors, tensors_in
 from .originals import value_of
 from .provenance import describe, is_written_by_user, refusal
 from .reads import ADOPTERS, ASKED, MAKERS, NUMBERS, READS, SETTERS, VIEWS
@@ -52,11 +53,10 @@ class Frontier(TorchFunctionMode):
         """What is called in place of a function."""
         if not getattr(function, "__hash__", None):
             return function
-        return (
-            partial(SELECTORS[function], self.trace.copies)
-            if function in SELECTORS
-            else COMPOSITES.get(function, function)
-        )
+        if isinstance(function, private.HigherOrderOperator):
+            return lambda *args, **kwargs: function(*map_tensors(args, _resolved), **map_tensors(kwargs, _resolved))
+        known = COMPOSITES.get(function, function)
+        return partial(SELECTORS[function], self.trace.copies) if function in SELECTORS else known
 
     def seen(self, function: Callable[..., Any] | None) -> Callable[..., Any] | None:
         """A function that the user passes to one of PyTorch's, which calls it where this mode is off."""
@@ -100,3 +100,8 @@ class Frontier(TorchFunctionMode):
     def is_constant(self, tensor: Tensor) -> bool:
         """Whether the value of a tensor is known: it was made of Python numbers inside f."""
         return self.trace.owns(tensor) and getattr(tensor, "constant", None) is not None
+
+
+def _resolved(tensor: Tensor) -> Tensor:
+    """Without lazy conjugation and negation, for which PyTorch's control flow is not registered."""
+    return tensor.resolve_conj().resolve_neg()

@@ -57,6 +57,7 @@ DynamicOutputShape: Any = _private("torch._subclasses.fake_tensor:DynamicOutputS
 UnsupportedOperator: Any = _private("torch._subclasses.fake_tensor:UnsupportedOperatorException")
 FunctionalTensor: Any = _private("torch._subclasses.functional_tensor:FunctionalTensor")
 OpOverload: Any = _private("torch._ops:OpOverload")
+HigherOrderOperator: Any = _private("torch._ops:HigherOrderOperator")
 clear_interpreters: Callable[..., Any] = _private("torch._functorch.pyfunctorch:temporarily_clear_interpreter_stack")
 enable_functionalization: Callable[..., Any] = _private("torch:_enable_functionalization")
 disable_functionalization: Callable[..., Any] = _private("torch:_disable_functionalization")

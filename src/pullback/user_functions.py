@@ -8,7 +8,7 @@ Saved tensors are operands of `attach`, so that they have derivatives too: the b
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +21,7 @@ from .function_calls import function_calls_handled, is_checkpoint
 from .keys import remember
 from .library import LIBRARY
 from .own_derivatives import OwnDerivative
+from .pairs import as_before, as_pairs
 from .provenance import refusal, user_source
 from .recording import Trace
 
@@ -212,20 +213,9 @@ def _attached(call: Call, trace: Trace, capture: Capture) -> Call:
     key = remember(own)
     trace.own_derivatives.append(key)
     values = [call.results[k] for k in numbers]
-    attached = iter(torch.ops.pullback.attach.default(*map(_as_pairs, (values, inputs, saved)), key))
+    attached = iter(torch.ops.pullback.attach.default(*map(as_pairs, (values, inputs, saved)), key))
     results = enumerate(call.results)
-    return call.with_results(tuple(_like(next(attached), r) if k in numbers else r for k, r in results))
-
-
-def _as_pairs(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Real numbers for complex ones, whose gradients are the pairs that PyTorch's gradients are made of."""
-    return [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in tensors]
-
-
-def _like(given: Any, tensor: Tensor) -> Any:
-    """A complex tensor again where there was one."""
-    is_pair = isinstance(given, Tensor) and tensor.is_complex() and not given.is_complex()
-    return torch.view_as_complex(given.contiguous()) if is_pair else given
+    return call.with_results(tuple(as_before(next(attached), r) if k in numbers else r for k, r in results))
 
 
 def _captured_backward(call: Call, capture: Capture) -> tuple[OwnDerivative, list[Tensor]]:
@@ -234,14 +224,14 @@ def _captured_backward(call: Call, capture: Capture) -> tuple[OwnDerivative, lis
     values = [call.results[k] for k in call.differentiable]
 
     def backward(*tensors: Tensor) -> tuple[Any, ...]:
-        own = [_like(t, like) for t, like in zip(tensors, (*values, *saved), strict=True)]
+        own = [as_before(t, like) for t, like in zip(tensors, (*values, *saved), strict=True)]
         rest = iter(own[len(values) :])
         call.context._saved = tuple(next(rest) if isinstance(t, Tensor) else t for t in kept)
         given = dict(zip(call.differentiable, own[: len(values)], strict=True))
         found = cotangents_of(call, given)
-        return tuple(None if c is None else _as_pairs([c])[0] for c in found)
+        return tuple(None if c is None else as_pairs([c])[0] for c in found)
 
-    flat = _as_pairs([*values, *saved])
+    flat = as_pairs([*values, *saved])
     names = [f"cotangent_{k}" for k in range(len(values))] + [f"saved_{k}" for k in range(len(saved))]
     _, spec = private.tree_flatten((tuple(flat), {}))
     examples = [torch.empty_like(t) for t in flat[: len(values)]] + flat[len(values) :]

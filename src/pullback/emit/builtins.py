@@ -198,6 +198,7 @@ native_dropout.default embedding.default
 
 _OTHER_NAME = {
     "aten._conj.default": Builtin("conj"),
+    "aten._neg_view.default": Builtin("neg"),  # no view: `vmap` has no rule for that one
     "aten._conj_physical.default": Builtin("conj_physical"),
     "aten.view.default": Builtin("reshape"),  # the same, but for a layout that `view` refuses
     "aten._unsafe_view.default": Builtin("reshape"),

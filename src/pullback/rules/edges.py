@@ -81,7 +81,7 @@ def nonlinear_node(graph: Graph, inputs: tuple[Value, ...]) -> Node | None:
     for node in graph.nodes:
         if not any(v in moving for v in node.inputs):
             continue
-        if not any(v.is_floating for v in node.results):
+        if not any(v.is_differentiable for v in node.results):
             moving.update(node.results)
             continue
         if not has_rule(node) or _reads(node, moving):
