@@ -345,7 +345,7 @@ def test_a_backward_that_clips_serves_gradients_only() -> None:
         pullback.jvp(f, (X,), (X,))
 
 
-def through_complex_numbers(power: int) -> Any:
+def spiral(power: int) -> Any:
     """Twice x, with a backward that goes through complex numbers."""
 
     class Turned(torch.autograd.Function):
@@ -361,10 +361,10 @@ def through_complex_numbers(power: int) -> Any:
 
 
 def test_a_backward_may_go_through_complex_numbers() -> None:
-    torch.testing.assert_close(pullback.jacobian(through_complex_numbers(1).apply)(X[0]), 2 * torch.eye(3, dtype=X.dtype))
-    torch.testing.assert_close(pullback.jvp(through_complex_numbers(1).apply, (X,), (X,))[1], 2 * X)
+    torch.testing.assert_close(pullback.jacobian(spiral(1).apply)(X[0]), 2 * torch.eye(3, dtype=X.dtype))
+    torch.testing.assert_close(pullback.jvp(spiral(1).apply, (X,), (X,))[1], 2 * X)
     with pytest.raises(pullback.MissingRuleError, match=r"Turned.*not linear.*pow"):
-        pullback.jacobian(through_complex_numbers(2).apply)(X)
+        pullback.jacobian(spiral(2).apply)(X)
 
 
 def test_a_backward_that_adds_serves_gradients_only() -> None:
