@@ -49,6 +49,7 @@ SAMPLES: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
 }
 MORE: dict[str, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "acosh.default": [case(A + 1)],
+    "_neg_view.default": [case(A)],
     **{f"{op}.default": [case(torch.complex(A, B))] for op in ("_conj", "_conj_physical", "view_as_real", "angle")},
     "sgn.default": [case(torch.complex(A, B)), case(A)],
     "complex.default": [case(A, B)],
