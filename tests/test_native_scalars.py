@@ -25,6 +25,7 @@ from pullback.native.expansion import expand
 from pullback.native.pages import LARGEST_KEPT
 from pullback.native.prediction import predicted_seconds
 from pullback.native.scalars import Table
+from pullback.native.streaming import STREAMED
 from pullback.native.structure import STRUCTURE
 from support import reference
 from test_native_operators import ATEN, difference, graph_of
@@ -346,6 +347,27 @@ def test_large_results_lie_in_large_pages() -> None:
     assert "hg" not in _flags_of_memory(small.data_ptr())
     torch.testing.assert_close(large[:50], small, rtol=0, atol=0)
     torch.testing.assert_close(large[-50:], f(x[-50:].clone()), rtol=0, atol=0)
+
+
+def _partly_constant(x: Tensor) -> Tensor:
+    """A Jacobian with rows that are the same for all samples, zeros, and numbers that are read."""
+    a, b = x[:, 0], x[:, 1]
+    return torch.stack([a + b, a.sin() * b, x[:, 2:].sum(1), a.cos(), 2 * b, (x * x).sum(1), b.exp(), a * 0], 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("entries", [8, 9])
+def test_results_past_the_caches_have_the_bits_of_small_ones(entries: int, dtype: torch.dtype) -> None:
+    """Large results are written as whole lines; whatever is left of the last tile, and small ones, otherwise."""
+    f = pullback.batch_jacobian(_partly_constant, backend="native")
+    row = 8 * entries * torch.empty((), dtype=dtype).itemsize
+    x = random(STREAMED // row + 13, entries).to(dtype)
+    large = f(x)
+    assert large.nbytes > STREAMED > large[:-14].nbytes
+    for part in (slice(0, 3), slice(0, 40), slice(700, 723), slice(len(x) - 29, len(x)), slice(len(x) - 1, len(x))):
+        torch.testing.assert_close(large[part], f(x[part].clone()), rtol=0, atol=0)
+    few = pullback.batch_jacobian(_partly_constant, backend="python")(x[-50:])
+    torch.testing.assert_close(large[-50:], few, rtol=1e-13 if dtype == torch.float64 else 1e-5, atol=0)
 
 
 def test_threads_share_a_program() -> None:

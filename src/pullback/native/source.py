@@ -1,24 +1,29 @@
 """Scalar expressions as a function in C: once, or for every sample of a batch.
 
-Samples are taken in tiles: the entries of a tile's samples are brought together (a structure of arrays on the stack),
-one loop over its samples computes everything in vectors, and results are put back where they belong.  The last tile is
-filled up with copies of the last sample, so that a sample's bits depend neither on its place nor on their number.
+Samples are taken in tiles, as many as a vector has numbers: the entries of a tile's samples are brought together (a
+structure of arrays on the stack), everything is computed in vectors, and results are put back where they belong.  The
+last tile is filled up with copies of the last sample, so that a sample's bits depend neither on its place nor on their
+number.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 
-from .arrays import Array
 from .expansion import Expansion
 from .operations import C_TYPES, declarations, expression, is_call
 from .pages import LARGE_PAGES
 from .scalars import FLOATING, Scalar
+from .streaming import PUT_LINES
+from .tiles import (
+    SIZES,
+    blocks,
+    gathering_lines,
+    is_gathered,
+    load_lines,
+    store_lines,
+    tile_width,
+)
 from .transposition import transposition
-
-_SIZES = {"float64": 8, "float32": 4, "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1}
-TILE = 64
-TILE_BYTES = 32_768
 
 
 @dataclass(frozen=True)
@@ -113,17 +118,21 @@ class _Batched(_Writer):
     def __init__(self, expansion: Expansion, ordered: Sequence[Scalar], used: Sequence[int]) -> None:
         super().__init__(expansion, ordered, used)
         self.read_entries = self._read_entries()
+        self.gathered = [k for k, array in enumerate(expansion.outputs) if is_gathered(array)]
+        read = [expansion.inputs[k] for k in self.read_entries]
+        self.width = tile_width([array.dtype for array in (*read, *expansion.outputs)])
 
     def helpers(self) -> list[str]:
-        """The request for large pages, and the transpositions that there are blocks for."""
+        """The request for large pages, and what moves blocks and lines where there are any."""
         arrays = [self.expansion.inputs[k] for k in self.read_entries] + [*self.expansion.outputs]
-        kinds = sorted({C_TYPES[a.dtype] for a in arrays if _blocks(a)})
+        kinds = sorted({C_TYPES[a.dtype] for a in arrays if blocks(a)})
         guard = ["#ifndef __has_builtin", "#define __has_builtin(x) 0", "#endif", ""]
-        return [LARGE_PAGES, *(guard if kinds else []), *map(transposition, kinds)]
+        lines = [PUT_LINES] if self.gathered else []
+        return [LARGE_PAGES, *lines, *(guard if kinds else []), *map(transposition, kinds)]
 
     def lines(self) -> Iterator[str]:
         """The body of the function."""
-        yield f"  enum {{ TILE = {self._width()} }};"
+        yield f"  enum {{ TILE = {self.width} }};"
         yield from self._pages()
         yield from self._tiles()
         fixed = [x for x in self.ordered if not x.varies and x.op not in ("constant", "zero")]
@@ -131,10 +140,13 @@ class _Batched(_Writer):
         yield from self._what_is_fixed()
         yield "  for (int64_t first = 0; first < samples; first += TILE) {"
         yield "    const int64_t left = samples - first < TILE ? samples - first : TILE;"
-        yield from self._loads()
+        for number, entries in self.read_entries.items():
+            yield from load_lines(number, self.expansion.inputs[number], entries)
         yield from self._loop()
-        yield from self._stores()
+        for number, array in enumerate(self.expansion.outputs):
+            yield from store_lines(number, array, self.width)
         yield "  }"
+        yield from (f"  finish_streams(streamed_{number});" for number in self.gathered)
 
     def read(self, x: Scalar) -> str:
         """An entry of the sample; or of a tensor that all samples share."""
@@ -151,25 +163,16 @@ class _Batched(_Writer):
                 found.setdefault(x.payload[0], []).append(x.payload[1])
         for number, entries in found.items():
             array = self.expansion.inputs[number]
-            if _blocks(array) and 2 * len(entries) >= array.entries.size:
+            if blocks(array) and 2 * len(entries) >= array.entries.size:
                 before, _, width = array.layout()
                 found[number] = [(p, q) for p in range(before) for q in range(width)]
         return {number: sorted(entries) for number, entries in found.items()}
-
-    def _width(self) -> int:
-        """Samples of a tile: 64, or as many fewer as the fastest memory asks for."""
-        row = sum(len(e) * _SIZES[self.expansion.inputs[k].dtype] for k, e in self.read_entries.items())
-        row += sum(a.entries.size * _SIZES[a.dtype] for a in self.expansion.outputs)
-        width = TILE
-        while width > 16 and width * row > TILE_BYTES:
-            width //= 2
-        return width
 
     def _pages(self) -> Iterator[str]:
         """Ask for large pages where results are new memory; what has no samples is small."""
         for number, array in enumerate(self.expansion.outputs):
             if array.batch is not None:
-                row = array.entries.size * _SIZES[array.dtype]
+                row = array.entries.size * SIZES[array.dtype]
                 yield f"  use_large_pages(output_{number}, samples * {row});"
 
     def _tiles(self) -> Iterator[str]:
@@ -177,6 +180,8 @@ class _Batched(_Writer):
             yield self._tile(f"tile_{number}", self.expansion.inputs[number].dtype, len(entries))
         for number, array in enumerate(self.expansion.outputs):
             yield self._tile(f"result_{number}", array.dtype, array.entries.size)
+        for number in self.gathered:
+            yield from gathering_lines(number, self.expansion.outputs[number], self.width)
 
     @staticmethod
     def _tile(name: str, dtype: str, rows: int) -> str:
@@ -189,32 +194,16 @@ class _Batched(_Writer):
                     yield number, row, entry
 
     def _what_is_fixed(self) -> Iterator[str]:
-        """Entries of results that are the same for all samples, written into the tiles once."""
+        """Entries of results that are the same for all samples, written once to wherever results lie on their way."""
         fixed = [*self._results(varies=False)]
         if fixed:
             yield "  for (int lane = 0; lane < TILE; ++lane) {"
-            yield from (f"    result_{k}[{row}][lane] = {self.operand(entry)};" for k, row, entry in fixed)
+            for number, row, entry in fixed:
+                to = [f"result_{number}[{row}][lane]"]
+                width = self.expansion.outputs[number].entries.size
+                to += [f"rows_{number}[lane * {width} + {row}]"] if number in self.gathered else []
+                yield f"    {' = '.join(to)} = {self.operand(entry)};"
             yield "  }"
-
-    def _loads(self) -> Iterator[str]:
-        """Bring the entries of a tile's samples together; the last sample stands for those that are missing."""
-        for number, entries in self.read_entries.items():
-            array = self.expansion.inputs[number]
-            before, _, width = array.layout()
-            starts = _blocks(array) if len(entries) == before * width else []
-            yield "    for (int64_t lane = 0; lane < TILE; lane += 8) {"
-            for p in range(before if starts else 0):
-                yield f"      if (first + lane + {_reach(width)} <= samples) {{" if p == 0 else ""
-                for q in starts:
-                    at = f"{_input(number)} + {_place(p, width, q, 'first + lane')}"
-                    to = f"&tile_{number}[{p * width + q}][lane]"
-                    yield f"        transpose_{C_TYPES[array.dtype]}({at}, {width}, {to}, TILE);"
-            yield "        continue;\n      }" if starts else ""
-            yield "      for (int64_t k = lane; k < lane + 8; ++k) {"
-            yield "        const int64_t sample = first + (k < left ? k : left - 1);"
-            for row, (p, q) in enumerate(entries):
-                yield f"        tile_{number}[{row}][k] = {_input(number)}[{_place(p, width, q)}];"
-            yield "      }\n    }"
 
     def _loop(self) -> Iterator[str]:
         yield "    #pragma omp simd"
@@ -227,50 +216,3 @@ class _Batched(_Writer):
                 yield f"      {self.statement(x)}"
                 yield from waiting.get(x, ())
         yield "    }"
-
-    def _stores(self) -> Iterator[str]:
-        for number, array in enumerate(self.expansion.outputs):
-            yield from self._store(number, array)
-
-    def _store(self, number: int, array: Array) -> Iterator[str]:
-        """Put a tile's results back: sample by sample, and within one in the order of memory."""
-        before, _, width = array.layout()
-        starts = _blocks(array)
-        yield "    for (int64_t lane = 0; lane < left; lane += 8) {"
-        if starts:
-            yield f"      if (first + lane + {_reach(width)} <= samples) {{"
-            for p, q in product(range(before), starts):
-                to = f"output_{number} + {_place(p, width, q, 'first + lane')}"
-                at = f"&result_{number}[{p * width + q}][lane]"
-                yield f"        transpose_{C_TYPES[array.dtype]}({at}, TILE, {to}, {width});"
-            yield "        continue;\n      }"
-        yield "      const int64_t end = first + lane + 8 < samples ? first + lane + 8 : samples;"
-        yield "      for (int64_t sample = first + lane; sample < end; ++sample) {"
-        for p in range(before):
-            at = f"output_{number}[{_place(p, width, 'k')}] = result_{number}[{p * width} + k][sample - first]"
-            yield f"        for (int k = 0; k < {width}; ++k) {at};"
-        yield "      }\n    }"
-
-
-def _blocks(array: Array) -> list[int]:
-    """Where the blocks of eight begin into which a sample's entries are cut; the last two may overlap.
-
-    What has fewer than eight entries is one block, which reaches into the samples behind it: there must be some.
-    """
-    if array.batch is None or array.dtype not in FLOATING:
-        return []
-    before, _, width = array.layout()
-    if width == 1 or (width < 8 and before > 1):
-        return []
-    return [min(start, max(width - 8, 0)) for start in range(0, width, 8)]
-
-
-def _reach(width: int) -> int:
-    """How many samples there must be from the first of eight on, for them to be moved as blocks."""
-    return 8 if width >= 8 else 16
-
-
-def _place(before: int, width: int, behind: int | str, sample: str = "sample") -> str:
-    """A position in a tensor in C: what stands ahead of the sample's number, the sample's, what stands behind."""
-    place = f"({before} * samples + {sample})" if before else f"({sample})"
-    return f"{place} * {width} + {behind}" if width > 1 else place
