@@ -364,7 +364,7 @@ def test_results_past_the_caches_have_the_bits_of_small_ones(entries: int, dtype
     x = random(STREAMED // row + 13, entries).to(dtype)
     large = f(x)
     assert large.nbytes > STREAMED > large[:-14].nbytes
-    for part in (slice(0, 3), slice(0, 40), slice(700, 723), slice(len(x) - 29, len(x)), slice(len(x) - 1, len(x))):
+    for part in (slice(0, 9), slice(0, 40), slice(700, 723), slice(-29, None), slice(-8, None)):
         torch.testing.assert_close(large[part], f(x[part].clone()), rtol=0, atol=0)
     few = pullback.batch_jacobian(_partly_constant, backend="python")(x[-50:])
     torch.testing.assert_close(large[-50:], few, rtol=1e-13 if dtype == torch.float64 else 1e-5, atol=0)
