@@ -355,6 +355,21 @@ def _partly_constant(x: Tensor) -> Tensor:
     return torch.stack([a + b, a.sin() * b, x[:, 2:].sum(1), a.cos(), 2 * b, (x * x).sum(1), b.exp(), a * 0], 1)
 
 
+def test_the_memory_of_a_large_result_serves_again() -> None:
+    f = pullback.batch_jacobian(lambda x: x.sin() * x.sum(-1, keepdim=True), backend="native")
+    x, other = random(70_000, 8), random(70_000, 8) + 1
+    first = f(x)
+    kept, place = first.clone(), first.data_ptr()
+    second = f(other)
+    assert second.data_ptr() != place and torch.equal(first, kept)
+    view = first[-1]
+    del first, second
+    assert f(other).data_ptr() != place and torch.equal(view, kept[-1])
+    del view
+    assert place in {f(x).data_ptr() for _ in range(2)}
+    assert torch.equal(f(x), kept)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("entries", [8, 9])
 def test_results_past_the_caches_have_the_bits_of_small_ones(entries: int, dtype: torch.dtype) -> None:

@@ -90,6 +90,7 @@ global_pre_hooks: dict[int, Callable[..., Any]] = _private("torch.nn.modules.mod
 global_forward_hooks: dict[int, Callable[..., Any]] = _private("torch.nn.modules.module:_global_forward_hooks")
 after_any_module: Callable[..., Any] = _private("torch.nn.modules.module:register_module_forward_hook")
 BatchNorm: Any = _private("torch.nn.modules.batchnorm:_BatchNorm")  # of any number of dimensions
+_count_uses: Callable[[int], int] = _private("torch._C:_storage_Use_Count")
 # Where an instance of `nn.RNNBase` keeps the weights of its last call.
 RECURRENT_WEIGHT_LISTS = ("_flat_weights", "_flat_weight_refs")
 
@@ -156,6 +157,11 @@ def fast_overload(op: str) -> Callable[..., Any]:
     """The same operator as a builtin, or the dispatcher's own callable, which is quicker than the `OpOverload`."""
     call: Callable[..., Any] = QUICKER.get(op) or overload(op)._op
     return call
+
+
+def storage_uses(storage: torch.UntypedStorage) -> int:
+    """How many hold a storage: tensors, and its Python object."""
+    return _count_uses(storage._cdata)
 
 
 def operator_database() -> Any:

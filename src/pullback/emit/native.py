@@ -21,7 +21,9 @@ from ..graph import Graph, Value
 from ..native.arrays import NotScalar
 from ..native.building import has_vector_math, is_there, native_function, toolchain
 from ..native.expansion import Expansion, expand, packed
+from ..native.pages import LARGEST_KEPT
 from ..native.prediction import predicted_build, predicted_seconds
+from ..native.results import result_like
 from ..native.source import Source, write
 from .aliases import memory_roots
 from .loops import emit_loops, offer_of_loops
@@ -136,10 +138,12 @@ class _Caller:
             "native": native_function(source.text, source.name, *arguments),
             "empty_like": torch.empty_like,
             "contiguous_format": torch.contiguous_format,
+            "result_like": result_like,
         }
         header = ["from torch import contiguous_format, empty, empty_like, float32, float64, int32, int64"]
         header[0] += "\nfrom torch import bool as boolean"
-        header += ["", "from pullback.native.building import native_function", "", f'SOURCE = r"""\n{source.text}"""']
+        header += ["", "from pullback.native.building import native_function"]
+        header += ["from pullback.native.results import result_like", "", f'SOURCE = r"""\n{source.text}"""']
         header.append(f'native = native_function(SOURCE, "{source.name}", {arguments[0]}, {arguments[1]})')
         for k, array in enumerate(self.expansion.outputs):
             namespace[f"like{k}"] = torch.empty((), dtype=torch_dtype(array.dtype)).expand(array.shape)
@@ -161,7 +165,9 @@ class _Caller:
                 yield f"    if {' or '.join(conditions)}:"
                 yield f"        x{k} = x{k}.clone(memory_format=contiguous_format)"
         for k in range(len(self.expansion.outputs)):
-            yield f"    y{k} = empty_like(like{k})"
+            array = self.expansion.outputs[k]
+            is_large = array.size * torch_dtype(array.dtype).itemsize > LARGEST_KEPT
+            yield f"    y{k} = {'result_like' if is_large else 'empty_like'}(like{k})"
         pointers = [f"x{k}.data_ptr()" for k in self.source.inputs]
         pointers += [f"y{k}.data_ptr()" for k in range(len(self.expansion.outputs))]
         pointers += [] if self.expansion.samples is None else [f"{self.expansion.samples}"]
