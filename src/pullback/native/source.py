@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from .expansion import Expansion
 from .operations import C_TYPES, declarations, expression, is_call
 from .pages import LARGE_PAGES
-from .scalars import FLOATING, Scalar
+from .scalars import Scalar
 from .streaming import PUT_LINES
 from .tiles import (
     SIZES,
