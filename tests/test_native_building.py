@@ -1,10 +1,12 @@
 """Building machine code: what is kept, what is refused, and that the process stays as it was."""
 
 import ctypes
+import errno
 import os
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import pullback
 from pullback.errors import NativeError
 from pullback.native import building
 from pullback.native.building import build, native_function, toolchain
@@ -25,6 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty cache, as another process would see it."""
     monkeypatch.setenv("PULLBACK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(building, "_loaded", {})
+    monkeypatch.setattr(building, "_too_slow", {})
     toolchain.cache_clear()
     yield tmp_path / "cache" / "native"
     toolchain.cache_clear()
@@ -136,15 +140,94 @@ def test_a_source_that_is_no_c_names_the_compilers_words() -> None:
         build("this is no C\n")
 
 
-def test_a_compiler_that_takes_too_long_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = tmp_path / "slow"
-    slow.write_text("#!/bin/sh\ncase $1 in --version) echo slow;; *) sleep 100;; esac\n")
-    slow.chmod(0o700)
-    monkeypatch.setenv("CC", str(slow))
+def compiler(path: Path, version: str, work: str) -> str:
+    """A compiler that writes down its calls, and does these things when asked for its version or a program."""
+    path.write_text(f"#!/bin/sh\necho $1 >> {path}.calls\ncase $1 in --version) {version};; *) {work};; esac\n")
+    path.chmod(0o700)
+    return str(path)
+
+
+def calls_of(path: str) -> int:
+    return len(Path(f"{path}.calls").read_text().splitlines())
+
+
+def test_a_compiler_that_takes_too_long_is_stopped_and_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", slow := compiler(tmp_path / "slow", "echo slow", "sleep 100"))
     monkeypatch.setattr(building, "LIMIT", 0.3)
     toolchain.cache_clear()
     with pytest.raises(NativeError, match="took more than"):
         build(DOUBLE)
+    with pytest.raises(NativeError, match="took more than .* it is not asked again"):
+        build(DOUBLE + "\n")
+    assert calls_of(slow) == 2
+
+
+def test_a_compiler_that_says_nothing_of_its_version_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CC", mute := compiler(tmp_path / "mute", "sleep 100", "true"))
+    monkeypatch.setattr(building, "ANSWER_LIMIT", 0.3)
+    toolchain.cache_clear()
+    for _ in range(2):
+        with pytest.raises(NativeError, match="does not run: .* timed out .* name another compiler by CC"):
+            build(DOUBLE)
+    assert calls_of(mute) == 1
+
+
+@pytest.mark.parametrize(
+    ("work", "match"),
+    [
+        ("echo nonsense > program.so", "cannot be loaded"),
+        ("true", "cannot be written"),
+        ("cc -shared -fPIC -x c -o program.so /dev/null", "left out what it was given"),
+        ("kill -9 $$", "failed with status -9"),
+    ],
+)
+def test_what_a_strange_compiler_makes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str, match: str
+) -> None:
+    monkeypatch.setenv("CC", compiler(tmp_path / "strange", "echo strange", work))
+    toolchain.cache_clear()
+    with pytest.raises(NativeError, match=match):
+        call(DOUBLE, 1.5)
+
+
+def test_a_command_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "gcc 'half a quotation")
+    toolchain.cache_clear()
+    with pytest.raises(NativeError, match="is no command: No closing quotation"):
+        build(DOUBLE)
+
+
+@pytest.mark.parametrize("prefix", ["build-", "pullback-"])
+def test_without_space_on_the_disk(cache: Path, monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
+    def full(prefix: str, dir: Path | None = None) -> str:  # noqa: A002  (the name is Python's)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if prefix == "pullback-":
+        cache.parent.write_text("no directory")
+    monkeypatch.setattr(building.tempfile, "mkdtemp", full)
+    building._temporary.cache_clear()
+    with pytest.raises(NativeError, match="No space left on device"):
+        build(DOUBLE)
+
+
+def test_of_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Such as a container's, who is but a number."""
+
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("PULLBACK_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", none)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert call(DOUBLE, 1.5) == 3
+    assert [path.parent.parent.parent.parent for path in tmp_path.glob("**/*.so")] == [tmp_path]
+    x = torch.ones(2)
+    assert torch.equal(pullback.grad(lambda x: (x * x).sum())(x), 2 * x)
 
 
 def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

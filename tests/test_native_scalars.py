@@ -434,7 +434,7 @@ def test_native_programs_are_saved_pickled_and_loaded(tmp_path: Path) -> None:
 def test_without_a_compiler_python_serves_and_one_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
     building.toolchain.cache_clear()
-    backends._warn.cache_clear()
+    monkeypatch.setattr(backends, "_warned", set())
     try:
         f = pullback.grad(lambda x: (x.sin() * 1.25).sum(), backend="native")
         with pytest.warns(RuntimeWarning, match="no C compiler was found") as caught:

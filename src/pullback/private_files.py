@@ -2,13 +2,19 @@
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 
 def cache_directory() -> Path:
-    """`$PULLBACK_CACHE`, or `pullback` in the user's cache directory."""
-    given = os.environ.get("PULLBACK_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pullback"
+    """`$PULLBACK_CACHE`, or `pullback` in the user's cache directory; of a user without a home, among temporary files."""
+    given, caches = os.environ.get("PULLBACK_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if given or caches:
+        return Path(given) if given else Path(str(caches)) / "pullback"
+    try:
+        return Path.home() / ".cache" / "pullback"
+    except RuntimeError:  # such as a container's user who is but a number
+        return Path(tempfile.gettempdir()) / f"pullback-{os.getuid()}"
 
 
 def is_private(path: Path) -> bool:

@@ -4,7 +4,6 @@ import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from math import inf
 
 from ..cost import CostModel, shipped_model
@@ -98,7 +97,7 @@ def _promised(graph: Graph, name: str, model: CostModel) -> float:
     offer = BACKENDS[name].offer or _offer_of_python
     try:
         return offer(graph, model).seconds
-    except Declined:
+    except (Declined, NativeError):
         return predicted_seconds(graph, model)
 
 
@@ -126,18 +125,23 @@ def emit(
         if given.is_asked_for:
             raise
         if isinstance(error, NativeError):
-            _warn(f"the back end {chosen!r} fails, and programs run on {DEFAULT!r}: {error}")
+            _warn(chosen, error)
         program, reason = BACKENDS[DEFAULT].emit(graph, name, plain=plain, returned=returned), f"{chosen}: {error}"
         chosen = DEFAULT
     LOG.info("%s runs on the backend %r (%d operators): %s", name, chosen, len(graph.nodes), reason)
     return replace(program, backend=chosen, reason=reason)
 
 
-@cache
-def _warn(problem: str) -> None:
-    """Tell a user once in a process."""
-    LOG.warning(problem)
-    warnings.warn(problem, RuntimeWarning, stacklevel=2)
+_warned: set[str] = set()
+
+
+def _warn(name: str, error: NativeError) -> None:
+    """Tell a user once in a process that a back end fails; the reasons of plans say it of every program."""
+    if name not in _warned:
+        _warned.add(name)
+        problem = f"the back end {name!r} fails, and programs run on {DEFAULT!r}: {error}"
+        LOG.warning(problem)
+        warnings.warn(problem, RuntimeWarning, stacklevel=3)
 
 
 def _offers(graph: Graph, model: CostModel, calls: int) -> tuple[dict[str, Offer], dict[str, str]]:
@@ -151,8 +155,10 @@ def _offers(graph: Graph, model: CostModel, calls: int) -> tuple[dict[str, Offer
                 raise Declined(f"{calls:,} calls take {best:.2g} s, less than building")
             if one.offer is not None:
                 offers[name] = one.offer(graph, model)
-        except Declined as reason:
+        except (Declined, NativeError) as reason:
             reasons.update({name: f"{name}: {reason}"} if reason.args else {})
+            if isinstance(reason, NativeError):
+                _warn(name, reason)
     return offers, reasons
 
 

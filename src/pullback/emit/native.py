@@ -17,9 +17,10 @@ import torch
 
 from ..cost import CostModel
 from ..dtypes import torch_dtype
+from ..errors import NativeError
 from ..graph import Graph, Value
 from ..native.arrays import NotScalar
-from ..native.building import has_vector_math, is_there, native_function, toolchain
+from ..native.building import has_vector_math, is_named, native_function, toolchain
 from ..native.expansion import Expansion, expand, packed
 from ..native.pages import LARGEST_KEPT
 from ..native.prediction import predicted_build, predicted_seconds
@@ -40,10 +41,16 @@ _numbers = count(1)
 def offer_of_native(graph: Graph, model: CostModel) -> Offer:
     """What machine code promises for a graph.
 
-    Raises Declined: it is of no kind that is done, or there is no compiler; says which.
+    Raises:
+        Declined: it is of no kind that is done, or there is no compiler; says which.
+        NativeError: the compiler that the user names cannot be used.
     """
-    if not is_there():
-        raise Declined("there is no C compiler")
+    try:
+        toolchain()
+    except NativeError as error:
+        if is_named():
+            raise
+        raise Declined("there is no C compiler") from error
     try:
         expansion = _EXPANDED[graph] = _expanded(graph, {})
     except NotScalar:

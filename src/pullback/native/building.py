@@ -41,6 +41,7 @@ from ..private_files import cache_directory, is_private
 
 LOG = logging.getLogger("pullback")
 LIMIT = 60  # seconds that a compiler may take
+ANSWER_LIMIT = 10  # seconds within which it has to say its version
 KEPT = 1000  # objects on disk, the least recently used of them removed first
 
 # Vectors out of straight lines are left out: GCC 12 then takes (double)(float)x for x, and compiles twice as long.
@@ -56,6 +57,7 @@ _INEXACT = frozenset(
     "-fno-signed-zeros -mdaz-ftz -ffp-model=fast -ffp-model=aggressive -fcx-limited-range".split()
 )
 _loaded: dict[str, ctypes.CDLL] = {}
+_too_slow: dict[tuple[str, ...], str] = {}  # compilers that were stopped, and are not asked again
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ def build(source: str, flags: Sequence[str] = ()) -> ctypes.CDLL:
         source: a whole file of C.
         flags: further flags of the compiler's, such as "-O3".
 
-    Raises NativeError: there is no compiler, it refuses the source, takes longer than a minute, or is told by `CC` to
-        be inexact; or what it makes cannot be loaded.
+    Raises NativeError: there is no compiler, it refuses the source, takes longer than a minute (then it is not asked
+        again in this process), or is told by `CC` to be inexact; or what it makes cannot be written or loaded.
 
     Cost: the compiler's at the first time on a machine; later 0.1 ms for each 100 kB; nothing in the same process.
     """
@@ -110,7 +112,10 @@ def native_function(
     Raises NativeError: as `build`.
     """
     library = build(source, flags)
-    function = library[name]  # a new object each time, unlike an attribute
+    try:
+        function = library[name]  # a new object each time, unlike an attribute
+    except AttributeError as error:
+        raise NativeError(f"the compiler left out what it was given: {error}; name another one by CC") from error
     function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_int64] * sizes
     function.restype = None
     return function
@@ -122,7 +127,7 @@ def toolchain() -> Toolchain:
 
     Raises NativeError: there is none, or `CC` has flags that make results inexact.
     """
-    words = tuple(shlex.split(os.environ.get("CC", "")))
+    words = _named()
     candidates = [words] if words else [("cc",), ("gcc",), ("clang",)]
     for command in candidates:
         _checked(command)
@@ -132,6 +137,20 @@ def toolchain() -> Toolchain:
             return Toolchain(command, f"{_version(command)}\n{_processor()}")
     names = ", ".join(command[0] for command in candidates)
     raise NativeError(f"no C compiler was found (looked for {names}): install one, or name it by CC")
+
+
+def _named() -> tuple[str, ...]:
+    """The words of `CC`."""
+    text = os.environ.get("CC", "")
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise NativeError(f"CC={text!r} is no command: {error}") from error
+
+
+def is_named() -> bool:
+    """Whether the user names a compiler."""
+    return bool(os.environ.get("CC", "").strip())
 
 
 def is_there() -> bool:
@@ -154,12 +173,22 @@ def has_vector_math() -> bool:
         return False
 
 
-def _version(command: Sequence[str]) -> str:
+@cache
+def _said(command: tuple[str, ...]) -> tuple[str, str]:
+    """What a compiler says of its version, and what is wrong with it; asked once in a process."""
+    words = [*command, "--version"]
     try:
-        words = [*command, "--version"]
-        return subprocess.run(words, env=_environment(), capture_output=True, text=True, timeout=LIMIT).stdout
+        limits: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": ANSWER_LIMIT}
+        return subprocess.run(words, env=_environment(), text=True, errors="replace", **limits).stdout, ""
     except (OSError, subprocess.SubprocessError) as error:
-        raise NativeError(f"{shlex.join(words)} does not run: {error}; name another compiler by CC") from error
+        return "", f"{shlex.join(words)} does not run: {error}; name another compiler by CC"
+
+
+def _version(command: tuple[str, ...]) -> str:
+    version, problem = _said(command)
+    if problem:
+        raise NativeError(problem)
+    return version
 
 
 def _processor() -> str:
@@ -205,8 +234,11 @@ def _directory() -> Path:
 
 @cache
 def _temporary(process: int, reason: str) -> Path:
+    try:
+        place = tempfile.mkdtemp(prefix="pullback-")
+    except OSError as error:
+        raise NativeError(f"{reason}, and there is no place for temporary files: {error}") from error
     LOG.warning("%s: each process builds its own", reason)
-    place = tempfile.mkdtemp(prefix="pullback-")
     atexit.register(_remove, place, process)
     return Path(place)
 
@@ -238,8 +270,11 @@ def _digest(path: Path) -> str:
 
 def _compiled(chain: Toolchain, flags: Sequence[str], source: str, place: Path) -> Path:
     """Compile in a directory of its own, and move the object to its place."""
-    work = Path(tempfile.mkdtemp(prefix="build-", dir=place.parent))
+    if chain.command in _too_slow:
+        raise NativeError(_too_slow[chain.command])
+    work = None
     try:
+        work = Path(tempfile.mkdtemp(prefix="build-", dir=place.parent))
         (work / "program.c").write_text(source, encoding="utf-8")
         _run([*chain.command, *flags, "-o", "program.so", "program.c", *LIBRARIES], work)
         built = work / "program.so"
@@ -248,11 +283,19 @@ def _compiled(chain: Toolchain, flags: Sequence[str], source: str, place: Path) 
         place.mkdir(mode=0o700, exist_ok=True)
         os.replace(built, path)
         _prune(place.parent)
+    except _TooSlow as error:
+        _too_slow[chain.command] = f"{error}; it is not asked again"
+        raise
     except OSError as error:
         raise NativeError(f"a native program cannot be written to {place}: {error}") from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
     return path
+
+
+class _TooSlow(NativeError):
+    """A compiler was stopped."""
 
 
 def _run(command: Sequence[str], work: Path) -> None:
@@ -266,7 +309,7 @@ def _run(command: Sequence[str], work: Path) -> None:
     try:
         said, _ = process.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired as error:
-        raise NativeError(f"{command[0]} took more than {LIMIT} s for a program, and was stopped") from error
+        raise _TooSlow(f"{command[0]} took more than {LIMIT} s for a program, and was stopped") from error
     finally:
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL) if options else process.kill()
