@@ -159,7 +159,7 @@ def test_a_compiler_that_takes_too_long_is_stopped_and_not_asked_again(
     toolchain.cache_clear()
     with pytest.raises(NativeError, match="took more than"):
         build(DOUBLE)
-    with pytest.raises(NativeError, match="took more than .* it is not asked again"):
+    with pytest.raises(NativeError, match=r"took more than .* it is not asked again"):
         build(DOUBLE + "\n")
     assert calls_of(slow) == 2
 
@@ -171,7 +171,7 @@ def test_a_compiler_that_says_nothing_of_its_version_is_asked_once(
     monkeypatch.setattr(building, "ANSWER_LIMIT", 0.3)
     toolchain.cache_clear()
     for _ in range(2):
-        with pytest.raises(NativeError, match="does not run: .* timed out .* name another compiler by CC"):
+        with pytest.raises(NativeError, match=r"does not run: .* timed out .* name another compiler by CC"):
             build(DOUBLE)
     assert calls_of(mute) == 1
 
@@ -203,7 +203,7 @@ def test_a_command_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("prefix", ["build-", "pullback-"])
 def test_without_space_on_the_disk(cache: Path, monkeypatch: pytest.MonkeyPatch, prefix: str) -> None:
-    def full(prefix: str, dir: Path | None = None) -> str:  # noqa: A002  (the name is Python's)
+    def full(prefix: str, dir: Path | None = None) -> str:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     if prefix == "pullback-":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_directory() -> Path:
-    """`$PULLBACK_CACHE`, or `pullback` in the user's cache directory; of a user without a home, among temporary files."""
+    """`$PULLBACK_CACHE`, or `pullback` in the user's cache directory; without a home, among temporary files."""
     given, caches = os.environ.get("PULLBACK_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if given or caches:
         return Path(given) if given else Path(str(caches)) / "pullback"

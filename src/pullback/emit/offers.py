@@ -34,8 +34,8 @@ class BackEnd:
 
     emit: the program; arguments as of `emit_python`.  Raises NativeError where it cannot be made, Declined where the
         graph is left to others.
-    offer: what it promises; None if it is taken only where it is asked for.  Raises Declined; NativeError where the user
-        should know why.
+    offer: what it promises; None if it is taken only where it is asked for.  Raises Declined; NativeError where
+        the user should know why.
     gives_way: whether generated Python serves where this one is asked for by name, and cannot make a program.
     at_best: what it promises for the smallest graph, so that nothing is worked out where that is too much already.
     """
