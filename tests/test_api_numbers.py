@@ -227,3 +227,65 @@ def test_a_matrix_times_itself_needs_no_more_memory_than_autograd() -> None:
     theirs = growth("from torch.func import grad", "grad(f)")
     ours = growth("import pullback", "pullback.grad(f)")
     assert ours <= theirs + 20_000, f"{ours:,} kB against {theirs:,} kB"
+
+
+# ---------------------------------------------------------------- autocast
+
+
+def cast(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return (x @ w).float().tanh().square().sum()
+
+
+BFLOAT = torch.autocast("cpu", dtype=BF16)
+
+
+def of_the_gradient(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return pullback.grad(cast, 1)(x, w).square().sum()
+
+
+def pulled(x: torch.Tensor, w: torch.Tensor) -> Any:
+    return pullback.vjp(cast, x, w)[1](torch.tensor(1.0))
+
+
+def recorded(x: torch.Tensor, w: torch.Tensor) -> Any:
+    leaves = x.clone().requires_grad_(), w.clone().requires_grad_()
+    for _ in range(3):  # step by step, then compiled
+        with pullback.record() as tape:
+            loss = cast(*leaves)
+        found = tape.grad(loss, leaves)
+    return found
+
+
+def bridged(x: torch.Tensor, w: torch.Tensor) -> Any:
+    leaf = w.clone().requires_grad_()
+    with reference():
+        of_the_gradient(x, leaf).backward()  # type: ignore[no-untyped-call]
+    return leaf.grad
+
+
+AUTOCAST: dict[str, Callable[..., Any]] = {
+    "gradient": pullback.grad(cast, (0, 1)),
+    "of a gradient": pullback.grad(of_the_gradient, 1),
+    "hessian": pullback.hessian(cast, 1),
+    "pulled back": pulled,
+    "recorded": recorded,
+    "bridged": bridged,
+}
+
+
+@pytest.mark.parametrize("name", AUTOCAST)
+def test_autocast_does_not_cast_inside_of_programs(name: str) -> None:
+    """It casts what the function computes, and no more: derivatives are those of the function with its casts."""
+    x, w = normal(3, 4).float(), normal(4, 2).float()
+
+    def f(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return (x.bfloat16() @ w.bfloat16()).float().tanh().square().sum()
+
+    written_out = {"gradient": pullback.grad(f, (0, 1)), "hessian": pullback.hessian(f, 1)}
+    gradient = lambda x, w: pullback.grad(f, 1)(x, w).square().sum()  # noqa: E731
+    second = pullback.grad(gradient, 1)
+    expected = {"of a gradient": second, "bridged": second, "pulled back": written_out["gradient"]} | written_out
+    with BFLOAT:
+        ours = AUTOCAST[name](x, w)
+    theirs = expected.get(name, written_out["gradient"])(x, w)
+    torch.testing.assert_close(ours, theirs, rtol=1e-2 if name == "recorded" else 1e-6, atol=1e-6)

@@ -28,7 +28,7 @@ from .purity import Pure, as_before, pure, refuse, refuse_once_differentiable, r
 from .recording import is_tracing
 from .rules import RULES
 from .tapes import is_recording
-from .torch_private import interpreter_stack, is_traced, tree_flatten, unwrapped
+from .torch_private import interpreter_stack, is_traced, outside_autocast, tree_flatten, unwrapped
 
 Run = Callable[..., Any]
 CAPACITY = 64
@@ -75,6 +75,9 @@ class Level:
 
     def call(self, tensors: Sequence[Tensor], run: Run | None = None) -> tuple[Any, ...]:
         """The results, as the surroundings need them; `run` is another program for them, for plain tensors."""
+        return outside_autocast(self._call)(tensors, run)
+
+    def _call(self, tensors: Sequence[Tensor], run: Run | None) -> tuple[Any, ...]:
         if is_tracing() or is_recording():
             return self.by_operators(*tensors)
         if is_transforming():

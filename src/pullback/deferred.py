@@ -26,7 +26,7 @@ from .provenance import describe
 from .purity import Pure, as_before, pure, refuse, refuse_once_differentiable
 from .recording import is_tracing
 from .structure import Structure, is_leaf, rebuilder
-from .torch_private import tree_flatten, version
+from .torch_private import outside_autocast, tree_flatten, version
 
 Run = Callable[..., Any]
 
@@ -209,7 +209,7 @@ class _Later:
                 "but the last"
             )
         with nullcontext() if create_graph is None else torch.set_grad_enabled(create_graph):
-            found = self._results(seeds)
+            found = outside_autocast(self._results)(seeds)
         if not retain:
             self.read, self.kept, self.is_released = (), (), True
         return found

@@ -22,7 +22,7 @@ from .history import History, Ref, Step, exact, ref
 from .provenance import describe
 from .rules import RULES
 from .rules.gauge import VECTORS
-from .torch_private import count_writes
+from .torch_private import count_writes, outside_autocast
 
 INTERPRETED = 2  # sightings of a sequence before it is compiled
 Key = tuple[Any, ...]
@@ -129,7 +129,7 @@ def _run(feed: Feed, inputs: Sequence[Tensor], steps: Sequence[Step]) -> tuple[T
     Raises GaugeError with the lines of these steps.
     """
     try:
-        return feed.run(*inputs)
+        return outside_autocast(feed.run)(*inputs)
     except GaugeError as error:
         lines = [f"\n  at {step.place.source}" for step in steps if step.op in VECTORS and step.place.source]
         raise GaugeError(str(error).partition("\n  at ")[0] + "".join(lines)) from None

@@ -271,6 +271,18 @@ def is_fake(tensor: Tensor) -> bool:
     return isinstance(tensor, FakeTensor)
 
 
+def outside_autocast(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A program on which autocast has no effect: the casts of the function that it was made of are part of it."""
+
+    def unaffected(*args: Any) -> Any:
+        if not is_any_autocast_enabled():
+            return run(*args)
+        with DisableAutocast():
+            return run(*args)
+
+    return unaffected
+
+
 HAS_DUAL_NUMBERS = "{quick}._current_level >= 0"  # the same as generated code, where `quick` is `forward_ad`
 
 

@@ -30,7 +30,7 @@ from .stages import Plan
 from .structure import positions_in
 from .tapes import is_recording
 from .titles import parameter_names, title
-from .torch_private import is_traced, set_grad_enabled, tree_flatten
+from .torch_private import is_any_autocast_enabled, is_traced, outside_autocast, set_grad_enabled, tree_flatten
 
 
 class Derivative(Protocol):
@@ -226,7 +226,15 @@ def _compile(
     graph, recorded = call.captured.graph, call.captured.recorded
     written = dict(graph.mutations).keys() - recorded
     statistics = tuple(k for k, value in enumerate(graph.inputs) if value in written)
-    return call.captured, replace(kind.compile(call), statistics=statistics)
+    return call.captured, _in_any_autocast(replace(kind.compile(call), statistics=statistics))
+
+
+def _in_any_autocast(executable: Executable) -> Executable:
+    """Under autocast, which is guarded, the same with programs that it does not change; else as it is."""
+    if not is_any_autocast_enabled():
+        return executable
+    as_node = outside_autocast(executable.as_node) if executable.as_node is not None else None
+    return replace(executable, run=outside_autocast(executable.run), as_node=as_node)
 
 
 def captured_call(
