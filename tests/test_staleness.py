@@ -457,6 +457,40 @@ def test_a_recurrent_module_is_left_as_it_was_and_may_be_called_in_between(kind:
     assert len(captures) == 1
 
 
+class Counting(nn.Module):
+    """State that is changed by operators which bind the name anew to what they changed."""
+
+    steps: Tensor
+    average: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("average", torch.zeros(3, dtype=torch.float64))
+        self.seen = {"sum": torch.zeros(2, dtype=torch.float64)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        self.average *= 0.9
+        self.average += 0.1 * x.detach()
+        self.seen["sum"] -= self.steps
+        return (x * self.steps + self.average).square().sum() + self.seen["sum"].sum()
+
+
+def test_state_that_counts_is_the_same_tensor_after_a_call(captures: list[Any]) -> None:
+    ours, theirs = Counting(), Counting()
+    state, gradient = [ours.steps, ours.average, ours.seen["sum"]], pullback.grad(ours)
+    for k in range(3):
+        x = normal(3, seed=k).requires_grad_()
+        with reference():
+            theirs(x).backward()
+        torch.testing.assert_close(gradient(x.detach()), x.grad)
+        kept = [ours.steps, ours.average, ours.seen["sum"]]
+        assert all(a is b for a, b in zip(kept, state, strict=True))
+        torch.testing.assert_close(kept, [theirs.steps, theirs.average, theirs.seen["sum"]])
+    assert len(captures) == 1
+
+
 def test_buffers_given_to_functional_call_are_written_back() -> None:
     module, x = nn.BatchNorm1d(3).double(), normal(4, 3)
     untouched = {name: buffer.clone() for name, buffer in module.named_buffers()}

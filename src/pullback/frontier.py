@@ -43,7 +43,10 @@ class Frontier(TorchFunctionMode):
             return function(*args, **kwargs)
         if function is torch.nn.functional.triplet_margin_with_distance_loss:
             kwargs = {**kwargs, "distance_function": self.seen(kwargs["distance_function"])}
-        result = self.call_of(function)(*self.trace.own(args), **self.trace.own(kwargs))
+        own = self.trace.own(args)
+        result = self.call_of(function)(*own, **self.trace.own(kwargs))
+        if own and result is own[0] and isinstance(result, Tensor):
+            return args[0]  # `state += 1` is to put back what it was given
         if function in ADOPTERS and isinstance(result, Tensor) and not self.trace.owns(result):
             self.trace.created.add(id(result))
             return self.trace.lift(result)
