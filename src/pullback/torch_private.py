@@ -90,6 +90,9 @@ global_pre_hooks: dict[int, Callable[..., Any]] = _private("torch.nn.modules.mod
 global_forward_hooks: dict[int, Callable[..., Any]] = _private("torch.nn.modules.module:_global_forward_hooks")
 after_any_module: Callable[..., Any] = _private("torch.nn.modules.module:register_module_forward_hook")
 BatchNorm: Any = _private("torch.nn.modules.batchnorm:_BatchNorm")  # of any number of dimensions
+tensors_of_handles: Callable[[Sequence[Any]], list[Tensor]] = _private(
+    "torch._C._aoti:alloc_tensors_by_stealing_from_void_ptrs"
+)
 _count_uses: Callable[[int], int] = _private("torch._C:_storage_Use_Count")
 # Where an instance of `nn.RNNBase` keeps the weights of its last call.
 RECURRENT_WEIGHT_LISTS = ("_flat_weights", "_flat_weight_refs")

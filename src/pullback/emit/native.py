@@ -19,9 +19,10 @@ from ..cost import CostModel
 from ..dtypes import torch_dtype
 from ..errors import NativeError
 from ..graph import Graph, Value
-from ..native.arrays import NotScalar
+from ..native.arrays import Array, NotScalar
 from ..native.building import has_vector_math, is_named, native_function, toolchain
 from ..native.expansion import Expansion, expand, packed
+from ..native.numbers import Numbers, are_made_at_once
 from ..native.pages import LARGEST_KEPT
 from ..native.prediction import predicted_build, predicted_seconds
 from ..native.results import result_like
@@ -146,18 +147,30 @@ class _Caller:
             "empty_like": torch.empty_like,
             "contiguous_format": torch.contiguous_format,
             "result_like": result_like,
+            "Numbers": Numbers,
+            **{f"pool{k}": [] for k in self._at_once()},
         }
         header = ["from torch import contiguous_format, empty, empty_like, float32, float64, int32, int64"]
         header[0] += "\nfrom torch import bool as boolean"
         header += ["", "from pullback.native.building import native_function"]
+        header += ["from pullback.native.numbers import Numbers"]
         header += ["from pullback.native.results import result_like", "", f'SOURCE = r"""\n{source.text}"""']
         header.append(f'native = native_function(SOURCE, "{source.name}", {arguments[0]}, {arguments[1]})')
         for k, array in enumerate(self.expansion.outputs):
             namespace[f"like{k}"] = torch.empty((), dtype=torch_dtype(array.dtype)).expand(array.shape)
             dtype = "boolean" if array.dtype == "bool" else array.dtype
             header.append(f"like{k} = empty((), dtype={dtype}).expand({array.shape})")
+        header += [f"pool{k} = []" for k in sorted(self._at_once())]
         code = "\n".join([*header, "", "", *self.function(), ""])
         return Program(_defined(code, self.function(), namespace, source.name), code, self.graph, source.name)
+
+    def _several(self) -> set[int]:
+        """The tensors that hold several results without axes."""
+        return {number for number, at in self.places if at is not None}
+
+    def _at_once(self) -> set[int]:
+        """Those of them whose results are made tensors by one call."""
+        return self._several() if are_made_at_once() else set()
 
     def function(self) -> list[str]:
         """The lines of the function."""
@@ -171,24 +184,34 @@ class _Caller:
             if conditions:
                 yield f"    if {' or '.join(conditions)}:"
                 yield f"        x{k} = x{k}.clone(memory_format=contiguous_format)"
-        for k in range(len(self.expansion.outputs)):
-            array = self.expansion.outputs[k]
+        at_once = self._at_once()
+        for k, array in enumerate(self.expansion.outputs):
             is_large = array.size * torch_dtype(array.dtype).itemsize > LARGEST_KEPT
-            yield f"    y{k} = {'result_like' if is_large else 'empty_like'}(like{k})"
+            if k in at_once:
+                yield from (f"    {line}" for line in _taken(k, array))
+            else:
+                yield f"    y{k} = {'result_like' if is_large else 'empty_like'}(like{k})"
         pointers = [f"x{k}.data_ptr()" for k in self.source.inputs]
-        pointers += [f"y{k}.data_ptr()" for k in range(len(self.expansion.outputs))]
+        pointers += [f"y{k}.{'values' if k in at_once else 'data_ptr()'}" for k in range(len(self.expansion.outputs))]
         pointers += [] if self.expansion.samples is None else [f"{self.expansion.samples}"]
         yield f"    native({', '.join(pointers)})"
-        several = {number for number, at in self.places if at is not None}
-        for number in sorted(several):
+        for number in sorted(self._several()):
             members = [k for k, (owner, _) in enumerate(self.places) if owner == number]
-            yield f"    {', '.join(f'z{k}' for k in members)} = y{number}.unbind()"
+            made = "tensors" if number in at_once else "unbind"
+            yield f"    {', '.join(f'z{k}' for k in members)} = y{number}.{made}()"
+        yield from (f"    pool{k}.append(y{k})" for k in sorted(at_once))
         computed = iter([f"y{n}" if at is None else f"z{k}" for k, (n, at) in enumerate(self.places)])
         results: list[str] = []
         for text in self.kept:
             again = text is not None and text.startswith("results[")
             results.append(next(computed) if text is None else results[int(text[8:-1])] if again else text)
         yield f"    return ({', '.join(results)}{',' if len(results) == 1 else ''})"
+
+
+def _taken(number: int, array: Array) -> list[str]:
+    """Take memory for numbers from the list of what no call uses."""
+    made = f'Numbers({array.size}, "{array.dtype}", {torch_dtype(array.dtype).itemsize})'
+    return ["try:", f"    y{number} = pool{number}.pop()", "except IndexError:", f"    y{number} = {made}"]
 
 
 def _defined(code: str, function: Sequence[str], namespace: dict[str, Any], name: str) -> Callable[..., Any]:
