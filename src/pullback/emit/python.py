@@ -13,7 +13,7 @@ import re
 import unicodedata
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from math import isfinite, isnan
 from typing import Any
@@ -30,6 +30,7 @@ from .aliases import protect_from_mutations
 from .builtins import BUILTINS, SPELLINGS, Call, facts, spell, with_defaults, without_defaults
 from .constants import constants
 from .namespace import without_cycles
+from .numbers import numbers_once
 from .overlap import NoOverlap
 from .peepholes import rewrite
 from .program import Program
@@ -73,6 +74,8 @@ def emit_python(
         placed = slots(updated, known)
         reused = reuse_memory(updated, frozenset(known), smallest=1, slots=placed)
         workspace = use_workspace(reused, frozenset(known), frozenset(old for old, _ in protected.mutations), placed)
+        final, numbers = numbers_once(workspace.graph)
+        workspace, known = replace(workspace, graph=final), {**known, **numbers}
     writer = _Writer(workspace.graph, identifier(name), known, workspace, returned=returned or {})
     writer.written = tuple(old for old, _ in protected.mutations) if plain else ()
     name, body, header = writer.name, writer.body(), writer.header()
