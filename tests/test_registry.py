@@ -142,6 +142,28 @@ def test_our_own_rules_pass(op: str) -> None:
 # ---------------------------------------------------------------- wrong uses
 
 
+@pytest.mark.parametrize("form", ["ij,jk->ki", "ij,ij->i"])
+def test_a_rule_that_does_not_fit_the_operator(form: str) -> None:
+    samples = (Sample(T(2, 3), T(3, 4)),)
+    rules.register("test_registry::weigh", Multilinear(form=form, samples=samples))
+    with pytest.raises(RuleError, match=r"the rule of test_registry\.weigh\.default on sample 0.*, does not fit"):
+        rules.check("test_registry::weigh")
+
+
+@torch.library.custom_op("test_registry::opaque", mutates_args=())
+def opaque(x: Tensor) -> Tensor:
+    return x * 2
+
+
+def test_operators_without_shapes_for_a_trace() -> None:
+    with pytest.raises(pullback.CallError, match=r"(?s)no fake impl.*It runs, but a trace has to know the shapes"):
+        pullback.grad(lambda x: opaque(x).sum())(X)
+    LIBRARY.define("blind(Tensor x) -> Tensor")
+    LIBRARY.impl("blind", lambda x: x * 2, "CPU")
+    with pytest.raises(pullback.CaptureError, match=r"(?s)cannot trace test_registry\.blind.*register_fake"):
+        pullback.grad(lambda x: torch.ops.test_registry.blind(x).sum())(X)
+
+
 @pytest.mark.parametrize(
     ("op", "rule", "error", "said"),
     [

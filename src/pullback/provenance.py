@@ -86,6 +86,8 @@ def named(error: Exception) -> CaptureError | None:
         return UnboundError(str(refusal(problem, way_out, source_of(error))))
     if type(error) is RuntimeError or type(error).__module__.startswith("torch._subclasses"):
         way_out = "The function by itself fails in the same way on arguments of these shapes, dtypes and devices."
+        if "no fake impl" in str(error):
+            way_out = "It runs, but a trace has to know the shapes of its results without running it."
         problem = f"PyTorch refuses a call that f makes: {str(error).rstrip().partition(chr(10))[0]}"
         return CallError(str(refusal(problem, way_out, source_of(error))))
     return None

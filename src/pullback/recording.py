@@ -270,7 +270,8 @@ class Recorder(private.TorchDispatchMode):
                 raise self.unknown(op, error) from error
             return known[0]
         except private.UnsupportedOperator as error:
-            raise refusal(f"PyTorch cannot trace {op}", "Express it by other operators.", self.line()) from error
+            way_out = "Say what shapes its results have, by torch.library.register_fake, or use other operators."
+            raise refusal(f"PyTorch cannot trace {op}", way_out, self.line()) from error
         results = flat_results(result)
         for tensor in tensors_in(results):
             if problem := unsupported_kind(tensor):

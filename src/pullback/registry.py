@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .api import hvp, jvp, vjp
 from .contexts import CONTEXTS, PLAIN
-from .errors import RuleError
+from .errors import GraphError, PullbackError, RuleError
 from .recipes import forget_recipes
 from .replay import PULLS, SIGHTINGS
 from .rules import EVIDENCE, LISTENERS, RULES, B, I, Sample, T
@@ -69,7 +69,14 @@ def evidence(op: str) -> int:
     """Probe the rule of an operator on each of its samples.  Raises RuleError where a number does not agree."""
     samples = RULES[op].samples
     for number, sample in enumerate(samples):
-        examine(probe(op, sample, f"the rule of {op} on sample {number}, {sample}"))
+        title = f"the rule of {op} on sample {number}, {sample}"
+        try:
+            examine(probe(op, sample, title))
+        except Exception as error:
+            if isinstance(error, PullbackError) and not isinstance(error, GraphError):
+                raise
+            message = str(error).partition("\n")[0]
+            raise RuleError(f"{title}, does not fit the operator: {type(error).__name__}: {message}") from error
     return len(samples)
 
 

@@ -90,6 +90,8 @@ def verify(
         VerificationError: the program is wrong; names the node, with its line, and by how much it is off.
         ArgumentError: this is not a transform, or `against` is unknown; and whatever calling the transform raises.
 
+    A backward that the user wrote, in a `torch.autograd.Function`, is taken for the derivative that is wanted.
+
     Cost: a few compilations, and about 16 runs of the function for each probe; on a mismatch as many again for each
     halving.
 

@@ -76,5 +76,6 @@ def _refuse_missing(nodes: Mapping[Node, None]) -> None:
     raise MissingRuleError(
         f"{len(missing)} operator{'s' * many} on the way from the inputs to the outputs {'have' if many else 'has'} no "
         "derivative rule:\n" + "\n".join(lines) + "\n"
-        "Rewrite the function without them, or cut them off with `.detach()` if no derivative should flow through them."
+        "Rewrite the function without them, teach pullback a rule by pullback.rules.register, or cut them off with "
+        "`.detach()` if no derivative should flow through them."
     )

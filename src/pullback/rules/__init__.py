@@ -113,7 +113,8 @@ def check(op: object) -> int:
     with central differences; then those of its gradient, to order two.
 
     Raises:
-        RuleError: the operator has no rule; or a number does not agree, with both numbers and the sample.
+        RuleError: the operator has no rule; or a number does not agree, with both numbers and the sample; or what the
+            rule says does not fit the operator's shapes.
         MissingRuleError: its formula uses operators without a rule.
 
     Cost: some ten milliseconds a sample.
