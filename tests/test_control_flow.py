@@ -10,6 +10,7 @@ from torch._higher_order_ops import scan, while_loop
 from torch._higher_order_ops.map import map as map_over
 
 import pullback
+from pullback import torch_private as private
 from pullback.verification import verify
 from support import reference
 
@@ -119,6 +120,27 @@ def test_every_transform_nests(name: str) -> None:
     torch.testing.assert_close(pullback.jacobian(pullback.hessian(ours, 1), 0)(X, W), third)
     product = pullback.hvp(ours, (X, W), (X, W))[1]
     torch.testing.assert_close(product[1], (hessian[1][0] * X).sum() + hessian[1][1] * W)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_record_follows_the_python_that_they_stand_for(name: str) -> None:
+    ours, theirs = ALL[name]
+    for x in (*POINTS, X):  # some step by step, some compiled
+        leaves = x.clone().requires_grad_(), W.clone().requires_grad_()
+        with pullback.record() as tape:
+            value = ours(*leaves)
+        with reference():
+            expected = torch.func.grad_and_value(theirs, (0, 1))(x, W)
+        found = tape.grad(value, leaves, allow_unused=True)  # of one branch alone
+        gradient = tuple(torch.zeros_like(t) if g is None else g for g, t in zip(found, leaves, strict=True))
+        torch.testing.assert_close((gradient, value), expected)
+
+
+def test_outside_of_records_pytorch_runs_them_as_ever() -> None:
+    with pullback.record():
+        during = private.compile_and_call()
+    assert private.compile_and_call() is not during
+    assert torch.equal(torch.cond(X.sum() > 0, torch.sin, torch.cos, (X,)), X.sin() if X.sum() > 0 else X.cos())
 
 
 def test_a_loop_has_forward_derivatives_of_every_order() -> None:

@@ -34,7 +34,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("chunks", "bridge", "bisection", "own_products", "region_products", "files"),
         *("mutations", "interception", "replay"),
     ),
-    17: ("recorded_functions",),
+    17: ("recorded_functions", "recorded_control_flow"),
     16: ("compilation", "differences", "purity", "retracing", "encoding", "scribe"),
     15: ("emit", "passes", "calibration", "evaluation", "notation", "recipes"),
     14: ("rules", "planner", "native"),

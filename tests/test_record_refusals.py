@@ -64,9 +64,9 @@ INSIDE: dict[str, tuple[Callable[[Tensor], object], str]] = {
         lambda x: torch.mv(torch.eye(3, dtype=torch.float64).to_sparse(), x),
         "a tensor of layout torch.sparse_coo",
     ),
-    "torch.cond": (
-        lambda x: torch.ops.higher_order.while_loop(lambda x: x.sum() < 0, lambda x: (x,), (x * 1,), ()),
-        "operator 'while_loop'",
+    "an operator that takes functions": (
+        lambda x: torch.ops.higher_order.map_impl(lambda x: (x * 1,), (x,), ()),
+        "operator 'map_impl'",
     ),
 }
 

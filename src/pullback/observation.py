@@ -20,6 +20,7 @@ from .composites import COMPOSITES
 from .interception import INTERCEPTED, KERNELS, Interceptor, is_initialisation, plain
 from .mutations import ADAPTED, write
 from .recipes import AS_STRIDED, RECIPES, Kind, recipe_of
+from .recorded_control_flow import not_done, run_control_flow
 from .recorded_functions import record_operator
 from .recording import CURRENT
 from .scribe import Scribe, refuse
@@ -110,6 +111,8 @@ def _treatment(function: Any) -> _Treatment:
     intercept = INTERCEPTED.get(function)
     if intercept is None and getattr(function, "__name__", "") == "__get__" and function not in VIEWS:
         intercept = plain
+    if isinstance(function, private.HigherOrderOperator):
+        intercept = run_control_flow
     call = COMPOSITES.get(function, function)
     if function in KERNELS:
         call = partial(KERNELS[function], call)
@@ -162,9 +165,8 @@ class Below(private.TorchDispatchMode):
         if scribe.paused:
             return call(op, args, kwargs)
         recipe = RECIPES.get(op)
-        if recipe is None and not isinstance(op, private.OpOverload):
-            way_out = "Write it as Python's own control flow, which a record follows."
-            raise refuse(f"the block uses the operator {op.name()!r}, which is not done yet", way_out)
+        if recipe is None and isinstance(op, private.HigherOrderOperator):
+            raise not_done(op)
         recipe = recipe or recipe_of(op)
         kind = recipe.kind
         if kind is Kind.WRITE:

@@ -18,6 +18,7 @@ from .interception import function_handler, say_what_to_call, start_refusing_bac
 from .leaves import accumulate, run_hooks
 from .observation import Above, Below
 from .provenance import describe
+from .recorded_control_flow import UNCOMPILED
 from .recording import CURRENT
 from .replay import derivative, needs, sighted
 from .scribe import Scribe
@@ -84,6 +85,7 @@ class Tape:
         self._below, self._above = Below(self.scribe), Above(self.scribe)
         self._functions = function_calls_handled(function_handler(self))
         start_refusing_backward()
+        UNCOMPILED.__enter__()
         self._functions.__enter__()
         self._below.__enter__()
         self._above.__enter__()
@@ -127,6 +129,7 @@ class Tape:
         below.__exit__(None, None, None)
         functions, self._functions = self._functions, None
         functions.__exit__(None, None, None)
+        UNCOMPILED.__exit__()
         stop_refusing_backward()
         self._unmark(above.marked)
 

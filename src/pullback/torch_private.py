@@ -242,6 +242,20 @@ def set_autograd_kernel(op: Any, kernel: Callable[..., Any]) -> None:
     op._dispatch_cache.clear()
 
 
+_higher_order: Any = _private("torch._higher_order_ops:utils")
+_private("torch._higher_order_ops.utils:_hop_compile_and_call")
+
+
+def compile_and_call() -> Callable[..., Any]:
+    """How PyTorch runs its control-flow operators."""
+    return _higher_order._hop_compile_and_call
+
+
+def set_compile_and_call(function: Callable[..., Any]) -> None:
+    """Run them otherwise."""
+    _higher_order._hop_compile_and_call = function
+
+
 plain_apply: Any = _private("torch._C:_FunctionBase").__dict__["apply"]
 
 

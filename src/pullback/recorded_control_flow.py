@@ -1,0 +1,73 @@
+"""`torch.cond`, `while_loop` and `scan` inside a record: the Python that they stand for, which is recorded as such."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from . import torch_private as private
+from .errors import RecordError
+from .scribe import refuse
+from .shared_settings import Shared, setting
+from .tapes import THREAD
+
+
+def run_control_flow(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run one of PyTorch's control-flow operators, with everything that it calls recorded.
+
+    Raises RecordError for one that is not done yet.
+    """
+    run = _RUNS.get(function.name())
+    if run is None:
+        raise not_done(function)
+    with above:
+        return run(*args, **kwargs)
+
+
+def not_done(function: Any) -> RecordError:
+    """The refusal of an operator that takes functions."""
+    way_out = "Write it as Python's own control flow, which a record follows."
+    return refuse(f"the block uses the operator {function.name()!r}, which is not done yet", way_out)
+
+
+def _cond(predicate: Any, yes: Callable[..., Any], no: Callable[..., Any], operands: Sequence[Any]) -> Any:
+    return (yes if bool(predicate) else no)(*operands)
+
+
+def _while_loop(condition: Any, body: Any, carried: Sequence[Any], constants: Sequence[Any] = ()) -> tuple[Any, ...]:
+    while bool(condition(*carried, *constants)):
+        carried = body(*carried, *constants)
+    return tuple(carried)
+
+
+def _scan(combine: Any, carried: Sequence[Any], slices: Sequence[Any], constants: Sequence[Any] = ()) -> Any:
+    count, rows, spec = len(carried), [], None
+    for t in range(len(slices[0])):
+        results, spec = private.tree_flatten(combine(*carried, *(s[t] for s in slices), *constants))
+        carried = results[:count]
+        rows.append(results[count:])
+    return private.tree_unflatten([*carried, *map(torch.stack, zip(*rows, strict=True))], spec)
+
+
+_RUNS: dict[str, Callable[..., Any]] = {"cond": _cond, "while_loop": _while_loop, "scan": _scan}
+
+
+def _where_nothing_records() -> Callable[..., Any]:
+    """How PyTorch runs them, by compiling them first, in threads that record nothing; elsewhere just as they are."""
+    compiled = private.compile_and_call()
+
+    def call(function: Any, args: Any, kwargs: Any = None) -> Any:
+        if any(not tape.paused for tape in THREAD.tapes):
+            return function(*args, **(kwargs or {}))
+        return compiled(function, args, kwargs)
+
+    return call
+
+
+UNCOMPILED = Shared(
+    lambda: setting(
+        private.compile_and_call,
+        private.set_compile_and_call,
+        _where_nothing_records(),
+    )
+)
