@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import re
+from collections.abc import Iterator
 from contextlib import nullcontext, redirect_stdout
 from inspect import getdoc, isfunction
 from io import StringIO
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 import pullback
+from pullback import registry
+from pullback.rules import RULES
 from support import reference
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +49,16 @@ def without_comments(code: str) -> str:
 def without_places(printed: str) -> str:
     """Without files and line numbers: an example does not run in the file that the page says it is in."""
     return re.sub(r"# .*?:\d+: ", "# ", printed)
+
+
+@pytest.fixture(autouse=True)
+def rules_as_before() -> Iterator[None]:
+    """A page teaches operators that other tests find without a rule."""
+    before = dict(RULES)
+    yield
+    for op in RULES.keys() - before.keys():
+        del RULES[op]
+        registry.forget(op)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
