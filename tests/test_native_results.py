@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+import pullback
+from pullback.native import building
 from pullback.native.pages import LARGEST_KEPT
-from pullback.native.results import ResultMemory
+from pullback.native.results import MEMORY, ResultMemory
 from support import reference
 
 LIKE = torch.empty((), dtype=torch.float64).expand(LARGEST_KEPT // 64 + 1, 8)
@@ -101,6 +103,26 @@ def test_results_are_as_others_to_pickle_copy_and_resize() -> None:
     assert pickle.loads(pickle.dumps(y[:2].clone())).sum() == 32
     assert y.clone().data_ptr() != y.data_ptr()
     assert y.untyped_storage().resizable()
+
+
+@pytest.mark.skipif(not building.is_there(), reason="needs a C compiler")
+def test_programs_on_arrays_use_memory_again_for_results_and_in_between() -> None:
+    def mixed(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return ((x * x + 1) @ y).sum(0), (x @ y.T.sin()) * 2
+
+    f = pullback.compile(mixed, backend="native")
+    x = torch.linspace(-1, 1, LARGEST_KEPT // 8 + 64, dtype=torch.float64).reshape(-1, 64)
+    y = torch.eye(64, dtype=torch.float64)
+    first = f(x, y)
+    place, kept = first[1].data_ptr(), first[1][-1].clone()
+    later = f(-x, y)
+    torch.testing.assert_close(first, mixed(x, y))
+    torch.testing.assert_close(later, mixed(-x, y))
+    assert later[1].data_ptr() != place and torch.equal(first[1][-1], kept)
+    before = MEMORY.bytes()
+    del first, later
+    assert place in {f(x, y)[1].data_ptr() for _ in range(3)}
+    assert MEMORY.bytes() == before
 
 
 def test_threads_never_get_the_same_memory() -> None:

@@ -23,6 +23,8 @@ from ..native.building import native_function
 from ..native.functions import NestFunction
 from ..native.layouts import dense
 from ..native.libraries import blas
+from ..native.pages import LARGEST_KEPT as FRESH_EACH_TIME
+from ..native.results import result_like
 from .mixture import Mixture, mixed
 from .namespace import without_cycles
 from .offers import Declined, Offer
@@ -242,12 +244,21 @@ class _Writer:
 
     def _empty(self, value: Value) -> str:
         kind = self._bind(value.dtype, torch_dtype(value.dtype), f"from torch import {value.dtype}")
+        if value.size * torch_dtype(value.dtype).itemsize > FRESH_EACH_TIME:
+            return self._remembered(value.shape, value.dtype)
         if value.size <= LARGEST:
             key = f"like_{value.dtype}_{'_'.join(map(str, value.shape))}"
             if key not in self.namespace:
                 self._bind(key, empty_of(value), f"{key} = torch.empty({value.shape}, dtype=torch.{kind})")
             return f"empty_like({key})"
         return f"empty_strided({value.shape}, {dense(value.shape).strides}, dtype={kind}, device='cpu')"
+
+    def _remembered(self, shape: Sequence[int], dtype: str) -> str:
+        """What makes a large tensor, where an earlier one lay that nobody holds any more."""
+        key = f"large_{dtype}_{'_'.join(map(str, shape))}"
+        self._bind("result_like", result_like, "from pullback.native.results import result_like")
+        text = f"{key} = torch.empty((), dtype=torch.{dtype}).expand({tuple(shape)})"
+        return f"result_like({self._bind(key, torch.empty((), dtype=torch_dtype(dtype)).expand(shape), text)})"
 
     def _library(self, dtype: str) -> str:
         name = f"blas_{dtype}"
@@ -261,7 +272,7 @@ class _Writer:
         make = f"torch.empty({self.scratch}, dtype=torch.uint8, device='cpu')"
         self._bind("torch", torch)
         if self.scratch > LARGEST_KEPT:
-            return [f"scratch = {make}"], []
+            return [f"scratch = {self._remembered((self.scratch,), 'uint8')}"], []
         pool = self._bind("pool", [], "pool = []")
         return ["try:", f"    scratch = {pool}.pop()", "except IndexError:", f"    scratch = {make}"], [
             f"{pool}.append(scratch)"
