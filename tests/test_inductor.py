@@ -65,6 +65,49 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Sequence[Tensor]
     return install
 
 
+def test_a_program_that_is_right_of_zeros_alone_is_not_believed(stub: Any) -> None:
+    stub(lambda _, results: [results[0] * 1.01, *results[1:]])
+    transform = pullback.grad(lambda x: (x**3).sum(), backend="inductor")
+    before = torch.random.get_rng_state()
+    with pytest.warns(BackendWarning, match="off by"):
+        assert not transform(torch.zeros(6)).any()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    x = torch.randn(6)
+    torch.testing.assert_close(transform(x), 3 * x * x)
+
+
+def test_what_python_refuses_of_random_numbers_is_asked_of_no_other_program(stub: Any) -> None:
+    runs = stub()
+    matrix = torch.eye(3, dtype=torch.float64)
+    found = pullback.grad(lambda a: torch.linalg.cholesky(a).diagonal().log().sum(), backend="inductor")(matrix)
+    torch.testing.assert_close(found, 0.5 * matrix)
+    assert all(torch.equal(inputs[0], matrix) for inputs in runs)
+
+
+@pytest.mark.parametrize("view", [torch._neg_view, torch.conj], ids=["negated", "conjugated"])
+def test_arguments_hold_their_own_numbers(stub: Any, view: Callable[[Tensor], Tensor]) -> None:
+    runs = stub()
+    x = torch.randn(3, dtype=torch.complex128)
+    f = pullback.compile(lambda x: (x * x).sum(), backend="inductor")
+    torch.testing.assert_close(f(view(x)), (view(x) * view(x)).sum())
+    assert not any(t.is_neg() or t.is_conj() for inputs in runs for t in inputs)
+
+
+def test_what_is_written_into_overlaps_nothing(stub: Any) -> None:
+    stub()
+
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        x.add_(y)
+        return (x * y).sum()
+
+    f = pullback.compile(step, backend="inductor")
+    memory = torch.arange(5.0)
+    f(memory[:3].clone(), memory[2:].clone())
+    with pytest.raises(pullback.PullbackError, match="shares its memory with"):
+        f(memory[:3], memory[2:])
+    assert torch.equal(memory, torch.arange(5.0))
+
+
 @pytest.mark.parametrize("wrong", ["a number", "a NaN", "a shape", "a failure"])
 def test_a_wrong_program_is_never_believed(stub: Any, wrong: str) -> None:
     def change(_: Sequence[Tensor], results: list[Tensor]) -> Sequence[Tensor]:
