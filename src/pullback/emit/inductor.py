@@ -2,8 +2,8 @@
 
 Inductor has returned wrong numbers: in PyTorch 2.13, on a CPU, the Hessian of `(L**3).sum()` after `L[:, r, c] = a`.
 So the first results of every program are compared with those of the Python back end, on the arguments of the first
-call, and on random numbers in their place, since of zeros all is zero.  Where they differ, it is the Python program that
-answers, then and ever after, and a warning says so.
+call, and on random numbers in their place, since of zeros all is zero.  Where they differ, it is the Python program
+that answers, then and ever after, and a warning says so.
 """
 
 import random
@@ -194,7 +194,7 @@ class _Checked:
 
 
 def _random_like(inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Random numbers for tensors that are no integers, which may be positions; nobody else's generator is drawn from."""
+    """Random numbers for all but integers, which may be positions; nobody else's generator is drawn from."""
     generator = torch.Generator().manual_seed(0)
 
     def drawn(tensor: Tensor) -> Tensor:
