@@ -9,7 +9,7 @@ of their own, and, if asked for, Python control flow on values.
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -67,12 +67,14 @@ class Script:
 
     steps: its lines, those that belong together in one tuple.
     is_exact: whether it computes in float64 throughout, so that results can be compared closely.
+    is_rough: whether all that counts is that rounding explains a difference.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     steps: tuple[tuple[str, ...], ...]
     outputs: tuple[str, ...]
     is_exact: bool
+    is_rough: bool = False
 
     @property
     def source(self) -> str:
@@ -106,8 +108,25 @@ class Script:
         x = tuple(map(normal, self.shapes))
         return x, tuple(map(normal, self.shapes)), tuple(normal(y.shape) for y in self(*x))
 
+    @property
+    def in_double(self) -> "Script":
+        """The same in double precision throughout."""
+        return replace(self, steps=tuple(tuple(map(_widened, step)) for step in self.steps), is_exact=True)
+
+    @property
+    def precision(self) -> str:
+        """Which tolerances are its own."""
+        return "rough" if self.is_rough else "double" if self.is_exact else "single"
+
     def __repr__(self) -> str:
         return f"\n{self.source}\n{REPRODUCTION.format(seed=self.seed, shapes=self.shapes)}"
+
+
+WIDER = {".float()": ".double()", ".bfloat16()": ".double()", "float32": "float64", "complex64": "complex128"}
+
+
+def _widened(line: str) -> str:
+    return reduce(lambda text, pair: text.replace(*pair), WIDER.items(), line)
 
 
 # ---------------------------------------------------------------- lines

@@ -86,3 +86,29 @@ def test_hardsigmoid_is_a_sixth_exactly() -> None:
         with pullback.record() as tape:
             y = hardsigmoid(leaf)
         torch.testing.assert_close(tape.grad(y, leaf, seed=cotangent), exact, rtol=1e-15, atol=0)
+
+
+def test_programs_do_not_feel_autocast() -> None:
+    """What it casts was cast when the function was traced; a program of single precision stays one."""
+    w, x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.randn(5, 4)
+
+    def f(w: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return (x @ w).square().mean()
+
+    def seen() -> list[Tensor]:
+        pulled, pushed = pullback.vjp(f, w)[1], pullback.linearize(f, w)[1]
+        leaf = w.clone().requires_grad_()
+        with torch.enable_grad(), reference():
+            bridged = torch.autograd.grad(pullback.grad(f)(leaf).square().sum(), leaf)
+        with pullback.record() as tape:
+            value = f(leaf)
+        recorded = tape.grad(value, [leaf])
+        return [pullback.grad(f)(w), pullback.hessian(f)(w), *pulled(torch.ones(())), pushed(w), *bridged, *recorded]
+
+    plain = seen()
+    for _ in range(4):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = seen()
+        for a, b in zip(found, plain, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, reject, settings
 
+import random_checks
 import random_sweep
 from pullback.emit import backends
 from pullback.emit.program import Program
@@ -103,6 +104,22 @@ def test_a_sweep_of_one_back_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(backends.BACKENDS, "native", replace(backends.BACKENDS["native"], emit=emitted))
     assert not any(random_sweep.failure("traced", seed) for seed in range(4))
     assert len(found) >= 8
+
+
+@pytest.mark.parametrize("seed", [6093, 6702])
+def test_where_single_precision_rounds_what_cancels_double_precision_decides(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = seeded(seed)
+    assert ".float()" in script.source
+    assert ".float()" not in script.in_double.source
+    monkeypatch.setitem(random_checks.TOLERANCES, "single", (0.0, 0.0))
+    CHECKS["traced"](script)
+    for other in ("double", "rough"):
+        with monkeypatch.context() as patch:
+            patch.setitem(random_checks.TOLERANCES, other, (0.0, 0.0))
+            with pytest.raises(AssertionError):
+                CHECKS["traced"](script)
 
 
 def test_there_is_something_of_everything() -> None:

@@ -186,8 +186,10 @@ def test_phases_of_vectors_raise_no_alarm() -> None:
         verify(pullback.grad(lambda z: (torch.linalg.svd(z * 2)[0].abs() ** 3).sum()), z)
 
 
-def test_a_derivative_that_is_zero_by_cancellation_raises_no_alarm() -> None:
-    x = torch.randn(3, dtype=torch.float64)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_derivative_that_is_zero_by_cancellation_raises_no_alarm(seed: int) -> None:
+    """Whatever a processor rounds: differences are noise here, and as good as zero."""
+    x = torch.randn(3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     assert verify(pullback.grad(lambda x: (x.exp().log() - x * 1.0).sum() * 7 + x.sum() * 0), x).passed
     z = torch.complex(x, x.sin())
     assert verify(pullback.grad(lambda z: z.exp().abs().log().sum()), z).passed

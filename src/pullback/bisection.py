@@ -26,6 +26,8 @@ INNER_PRODUCT_TOLERANCES = {"float64": 1e-8, "float32": 2e-3, "float16": 0.2, "b
 # Relative to the largest value in the graph: what rounding leaves of a derivative that is zero by cancellation.
 ROUNDING = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-1, "bfloat16": 1.0}
 BLURRED = 1e-2  # differences less certain than this prove nothing
+# Relative to the largest value in the graph: differences that are less than this, and as uncertain, prove a zero.
+NOISE = {"float64": 1e-7, "float32": 1e-3, "float16": 1.0, "bfloat16": 1.0}
 
 
 def tolerance(table: Mapping[str, float], graph: Graph) -> float:
@@ -37,6 +39,11 @@ def tolerance(table: Mapping[str, float], graph: Graph) -> float:
 def rounding(point: Point, graph: Graph) -> float:
     """What a derivative may be off by that is zero by cancellation."""
     return tolerance(ROUNDING, graph) * point.largest
+
+
+def noise(point: Point, graph: Graph) -> float:
+    """What differences may leave of a derivative that is zero by cancellation: what they round, over their step."""
+    return tolerance(NOISE, graph) * point.largest
 
 
 @dataclass(frozen=True)

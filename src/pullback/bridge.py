@@ -119,7 +119,7 @@ class Level:
         found = self.derived.get(key)
         if found is None:
             with collection_paused():
-                found = make()
+                found = outside_autocast(make)()
             if len(self.derived) >= CAPACITY:
                 self.derived.pop(next(iter(self.derived)), None)
             self.derived[key] = found

@@ -13,7 +13,7 @@ from .graph import Graph, Node, Value
 from .own_derivatives import PRODUCTS
 from .rules import RULES
 from .rules.edges import WITHOUT_SAMPLES
-from .torch_private import tree_flatten
+from .torch_private import outside_autocast, tree_flatten
 
 
 def differentiable(graph: Graph) -> Graph:
@@ -31,7 +31,7 @@ def captured_like(function: Callable[..., Any], inputs: tuple[Value, ...]) -> Gr
     """A function of tensors of these types as a graph."""
     flat, spec = tree_flatten((tuple(map(empty_of, inputs)), {}))
     names = [value.name for value in inputs]
-    return capture(function, flat, spec, keep=frozenset(RULES), names=names).graph
+    return outside_autocast(capture)(function, flat, spec, keep=frozenset(RULES), names=names).graph
 
 
 def _is_product(node: Node) -> bool:

@@ -291,11 +291,11 @@ def is_fake(tensor: Tensor) -> bool:
 def outside_autocast(run: Callable[..., Any]) -> Callable[..., Any]:
     """A program on which autocast has no effect: the casts of the function that it was made of are part of it."""
 
-    def unaffected(*args: Any) -> Any:
+    def unaffected(*args: Any, **kwargs: Any) -> Any:
         if not is_any_autocast_enabled():
-            return run(*args)
+            return run(*args, **kwargs)
         with DisableAutocast():
-            return run(*args)
+            return run(*args, **kwargs)
 
     return unaffected
 

@@ -18,7 +18,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from .bisection import BLURRED, TOLERANCES, Part, rounding, single, tolerance
+from .bisection import BLURRED, TOLERANCES, Part, noise, rounding, single, tolerance
 from .derivatives import CapturedCall, Gradient, Jacobian
 from .differences import Point, double, largest, point_at, random_direction, slope
 from .dtypes import dtype_name
@@ -220,8 +220,12 @@ class _Evidence:
     def _compare(self, direction: Mapping[Value, Tensor]) -> tuple[float | None, str]:
         """The relative error along a direction, None if differences tell nothing; and what is wrong, if anything."""
         expected = slope(self.point, 0, direction)
-        if not expected.worst <= BLURRED:  # NaN too
-            return None, ""
+        blur = max(map(largest, expected.errors), default=0.0)
+        floor = rounding(self.point, self.graph)
+        if not blur <= BLURRED * expected.scale:
+            floor = noise(self.point, self.graph)
+            if not max(blur, expected.scale) <= floor:  # NaN too
+                return None, ""
         count = len(self.sources)
         worst, problem = 0.0, ""
         for k, (output, seen, error) in enumerate(zip(self.outputs, expected.values, expected.errors, strict=True)):
@@ -229,9 +233,8 @@ class _Evidence:
             moved = [self._along(k, s, j, direction[s]) for s, j in blocks if s in direction]
             ours = sum(moved, torch.zeros((), dtype=torch.float64))
             allowed = tolerance(TOLERANCES, self.graph) * max(expected.scale, largest(ours)) + 5 * error
-            allowed += rounding(self.point, self.graph)
-            excess = (ours - seen).abs() - allowed
-            worst = max(worst, largest(ours - seen) / max(expected.scale, rounding(self.point, self.graph), 1e-300))
+            excess = (ours - seen).abs() - allowed - floor
+            worst = max(worst, largest(ours - seen) / max(expected.scale, floor, 1e-300))
             if largest(excess.clamp_min(0)) > 0 or not bool(ours.isfinite().all()):
                 problem = (
                     f"∂{output.name} along a direction of {', '.join(v.name for v in direction)} is "
