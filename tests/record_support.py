@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import pullback
-from pullback.replay import PULLS, SIGHTINGS
+from pullback.pulls import PULLS
+from pullback.replay import SIGHTINGS
 from support import reference
 
 Function = Callable[..., Tensor]

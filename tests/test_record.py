@@ -10,23 +10,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pullback
-from pullback import RecordError, replay
+from pullback import RecordError, pulls, replay
 from record_support import check, forget, leaves
 from support import reference
 
 
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The name of every program that is compiled while a test runs, with empty caches at its start."""
+    """The kind of every program that is compiled while a test runs, with empty caches at its start."""
     forget()
     names: list[str] = []
-    original = replay.compile_backward
 
-    def counted(*args: object, **kwargs: object) -> object:
-        names.append(str(kwargs.get("name", "backward")))
-        return original(*args, **kwargs)  # type: ignore[arg-type]
+    def count(module: object, function: str, name: str) -> None:
+        original = getattr(module, function)
 
-    monkeypatch.setattr(replay, "compile_backward", counted)
+        def counted(*args: object, **kwargs: object) -> object:
+            names.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, function, counted)
+
+    count(pulls, "emit_python", "pull")
+    count(replay, "emit_python", "backward")
     return names
 
 

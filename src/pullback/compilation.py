@@ -24,7 +24,6 @@ from .emit.horizontal import contract_horizontally
 from .emit.lowering import lower
 from .emit.prediction import peak_bytes
 from .emit.program import Program
-from .emit.python import emit_python
 from .emit.schedule import schedule
 from .errors import ArgumentError
 from .expressions import Builder, builder_for
@@ -137,13 +136,11 @@ def compile_derivative(
     return Compiled(program, best.order, predictions, bound, model.source, count_paths(linear), best.edge_products)
 
 
-def compile_backward(
-    graph: Graph, sources: Sequence[Value], outputs: Sequence[int], *, fuse: bool, name: str = "backward"
-) -> Program:
+def backward_graph(graph: Graph, sources: Sequence[Value], outputs: Sequence[int], *, fuse: bool) -> Graph:
     """From cotangents of outputs to cotangents of sources, where every value of the function is known already.
 
-    The program's inputs are the values that it reads, and the cotangents `cotangent_0` …; it computes none of the
-    function's own values again.
+    The inputs are the values that are read, and the cotangents `cotangent_0` …; none of the function's own values is
+    computed again.  Results may share memory with inputs and with each other.
 
     Raises MissingRuleError: operators on the way have no rule.
     """
@@ -156,11 +153,7 @@ def compile_backward(
     nodes = live_nodes((*(gauge.nodes if gauge else ()), *builder.nodes), derivatives)
     computed = {v for node in nodes for v in node.results}
     read = dict.fromkeys(v for v in values_in(([n.inputs for n in nodes], derivatives)) if v not in computed)
-    lowered = schedule(own_memory(lower(Graph(tuple(read), nodes, derivatives), keep_stops=not fuse), len(derivatives)))
-    lowered.check()
-    # Sums over steps stay in the order of the walk.  A sum within an operator follows the layout of memory, which may
-    # differ from that in the walk: in general the two agree to rounding.
-    return emit_python(lowered, name, plain=fuse, sums=False)
+    return schedule(lower(Graph(tuple(read), nodes, derivatives), keep_stops=not fuse))
 
 
 def check_rules(graph: Graph, sources: Sequence[Value]) -> None:

@@ -6,7 +6,7 @@ that requires gradients is written down; every other tensor that is read is a co
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any, NamedTuple
@@ -115,7 +115,8 @@ class History:
 
     tensors, versions, types, written, producers: for each value the tensor (or the Python number) that holds it, its
         version, its type, how many writes there had been, and the number of the step that computed it (−1: none).
-    keys: what distinguishes this sequence of operators from others: types of inputs, and steps without their numbers.
+    keys: what distinguishes this sequence of operators from others: types and strides of inputs, and steps without
+        their numbers.
     bindings, constants: by identity, the slots of tensors that have a derivative, and the values of those that do not.
     leaves, sources: the inputs that keep their gradients; all that have any, and these by identity of their tensors.
     addresses: where the memory of inputs was when they were read.
@@ -158,7 +159,7 @@ class History:
         kind = (tensor.dtype, tensor.shape, tensor.device)
         version = count_writes(tensor)
         index = self.define(tensor, version, kind)
-        self.keys.append(kind)
+        self.keys.append((kind, tensor.stride()))
         self.addresses[index] = tensor.data_ptr()
         return Slot(tensor, index, version, len(self.writes))
 
@@ -270,12 +271,11 @@ class History:
         read = dict.fromkeys(k for step in steps for k in step.inputs if k not in computed)
         read.update((k, None) for k in outputs if k not in computed)
         leaves = set(self.leaves)
-        values = {k: self._value(k, names(_input_name(self, k, leaves))) for k in read}
+        values = {k: self.value(k, names(self._input_name(k, leaves))) for k in read}
         inputs = tuple(values.values())
         nodes = []
         for step in steps:
-            base = step.op.split(".")[1].lstrip("_")
-            values.update((k, self._value(k, names(base))) for k in step.outputs if k is not None)
+            values.update((k, self.value(k, names(_title(step)))) for k in step.outputs if k is not None)
             nodes.append(self.node(step, values))
         return Graph(inputs, tuple(nodes), tuple(values[k] for k in outputs)), values
 
@@ -285,7 +285,18 @@ class History:
         kwargs = tuple((name, _argument(a, values)) for name, a in step.kwargs)
         return Node(step.op, _argument(step.args, values), kwargs, outputs, step.place.source)
 
-    def _value(self, index: int, name: str) -> Value:
+    def name(self, index: int) -> str:
+        """What a value is called: after the operator that computes it, or what kind of input it is."""
+        producer = self.producers[index]
+        return _title(self.steps[producer]) if producer >= 0 else self._input_name(index, self.leaf_values.values())
+
+    def _input_name(self, index: int, leaves: Collection[int]) -> str:
+        if index in leaves:
+            return "leaf"
+        return "number" if self.types[index][2] == "number" else "constant"
+
+    def value(self, index: int, name: str) -> Value:
+        """A value of a graph, of the type of one of the record."""
         dtype, shape, device = self.types[index]
         place = "cpu" if device == "number" else device_name(device)
         return Value(name, tuple(shape), dtype_name(dtype), place)
@@ -303,10 +314,8 @@ class _Names:
         return base if count is None else f"{base}_{count + 1}"
 
 
-def _input_name(history: History, index: int, leaves: set[int]) -> str:
-    if index in leaves:
-        return "leaf"
-    return "number" if history.types[index][2] == "number" else "constant"
+def _title(step: Step) -> str:
+    return step.op.split(".")[1].lstrip("_")
 
 
 def _argument(tree: Any, values: dict[int, Value]) -> Any:

@@ -55,12 +55,12 @@ def _laid_out_as(leaf: Tensor, gradient: Tensor) -> Tensor:
     strides = gradient.stride()
     if strides == leaf.stride():
         return gradient
-    if not _is_dense(leaf):
+    if not is_dense(leaf):
         return gradient.contiguous()
     return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device=leaf.device).copy_(gradient)
 
 
-def _is_dense(tensor: Tensor) -> bool:
+def is_dense(tensor: Tensor) -> bool:
     """Whether a tensor's elements fill one stretch of memory, each in a place of its own."""
     expected = 1
     for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1):

@@ -18,9 +18,10 @@ from .interception import function_handler, say_what_to_call, start_refusing_bac
 from .leaves import accumulate, run_hooks
 from .observation import Above, Below
 from .provenance import describe
+from .pulls import needs
 from .recorded_control_flow import UNCOMPILED
 from .recording import CURRENT
-from .replay import derivative, needs, sighted
+from .replay import derivative, sighted
 from .scribe import Scribe
 from .tapes import THREAD, is_recording, mark, was_recorded
 from .torch_private import count_writes, gradient_hooks
@@ -219,7 +220,7 @@ class Tape:
         Raises RecordError if the tensor is none of this record's, or the tape is released.
         """
         k = self._output(output)
-        steps = sighted(self.history, k, None, True).steps
+        steps = sighted(self.history, k, None, True).path.steps
         return self.history.graph([self.history.steps[n] for n in reversed(steps)], [k])[0]
 
     def release(self) -> None:

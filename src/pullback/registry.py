@@ -13,8 +13,9 @@ from torch import Tensor
 from .api import hvp, jvp, vjp
 from .contexts import CONTEXTS, PLAIN
 from .errors import GraphError, PullbackError, RuleError
+from .pulls import PULLS
 from .recipes import forget_recipes
-from .replay import PULLS, SIGHTINGS
+from .replay import SIGHTINGS
 from .rules import EVIDENCE, LISTENERS, RULES, B, I, Sample, T
 from .signature import CACHE
 from .torch_private import overload, tree_flatten, tree_leaves, tree_unflatten

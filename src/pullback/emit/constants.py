@@ -16,7 +16,7 @@ _CREATORS = frozenset(
     for op in ("zeros.default", "ones.default", "full.default", "scalar_tensor.default")
     + ("arange.default", "arange.start", "arange.start_step", "eye.default")
 )
-_AS_EMITTED = {f"aten.{op}.default": "aten.reshape.default" for op in ("view", "_unsafe_view")}  # for any layout
+AS_EMITTED = {f"aten.{op}.default": "aten.reshape.default" for op in ("view", "_unsafe_view")}  # for any layout
 
 
 def constants(graph: Graph) -> Mapping[Value, torch.Tensor]:
@@ -56,6 +56,6 @@ def _compute(node: Node, known: Mapping[Value, torch.Tensor]) -> dict[Value, tor
     def computed(value: Value) -> Any:
         return known[value]
 
-    op = overload(_AS_EMITTED.get(node.op, node.op))
+    op = overload(AS_EMITTED.get(node.op, node.op))
     result = op(*replace_values(node.args, computed), **dict(replace_values(node.kwargs, computed)))
     return {node.results[0]: result} if type(result) is torch.Tensor and node.results else {}

@@ -34,6 +34,7 @@ from .numbers import numbers_once
 from .overlap import NoOverlap
 from .peepholes import rewrite
 from .program import Program
+from .rehearsal import Layouts, plain_strides
 from .reuse import reuse_memory
 from .sparse_sums import add_where_nonzero
 from .stacking import slots
@@ -50,7 +51,7 @@ def emit_python(
     *,
     plain: bool = False,
     returned: Mapping[int, Value] | None = None,
-    sums: bool = True,
+    layouts: Layouts | None = None,
 ) -> Program:
     """The program that computes a lowered graph.
 
@@ -60,20 +61,22 @@ def emit_python(
         plain: whether it will run on plain tensors only, outside all traces; then small constants are computed once and
             for all, and large intermediate values are overwritten.
         returned: outputs, by number, that are an input itself, after it was written into.
-        sums: whether products may be added in one call, which rounds otherwise than two.
+        layouts: for a program whose operators are called as they stand, the strides of those results that may be
+            computed into given memory, which then has these; None where it may be rewritten, to rounding.
 
     Raises GraphError if a node is neither an ATen operator nor `batched`.
 
     Cost: linear in the number of nodes; about 30 µs each, of which Python's own compiler takes a half.
     """
-    protected, known = protect_from_mutations(rewrite(graph, sums=sums) if plain else graph), {}
+    protected, known = protect_from_mutations(rewrite(graph) if plain and layouts is None else graph), {}
     workspace = Workspace(protected)
     if plain:
         known = dict(constants(protected))
-        updated = add_where_nonzero(update_in_place(protected), frozenset(known))
-        placed = slots(updated, known)
-        reused = reuse_memory(updated, frozenset(known), smallest=1, slots=placed)
-        workspace = use_workspace(reused, frozenset(known), frozenset(old for old, _ in protected.mutations), placed)
+        constant, lasting = frozenset(known), frozenset(old for old, _ in protected.mutations)
+        updated = add_where_nonzero(update_in_place(protected), constant) if layouts is None else protected
+        placed = slots(updated, known, layouts)
+        reused = reuse_memory(updated, constant, smallest=1, slots=placed, layouts=layouts)
+        workspace = use_workspace(reused, constant, lasting, placed, layouts)
         final, numbers = numbers_once(workspace.graph)
         workspace, known = replace(workspace, graph=final), {**known, **numbers}
     writer = _Writer(workspace.graph, identifier(name), known, workspace, returned=returned or {})
@@ -190,7 +193,8 @@ class _Writer:
         viewed = ", ".join(self.values[v] for v in workspace.viewed)
         lines = [f"def {make}({viewed}):"]
         for value in workspace.tensors:
-            lines.append(f"    {self._define(value)} = {self._call('aten.empty.memory_format', *_empty(value))}")
+            made = self._call(*_empty(value, workspace.strides.get(value)))
+            lines.append(f"    {self._define(value)} = {made}")
         lines += [f"    {self._statement(node)}" for node in workspace.views]
         places = f"({''.join(f'{self.values[v]}.data_ptr(), ' for v in workspace.viewed)})"
         held = ", ".join(self.values[v] for v in values)
@@ -340,9 +344,12 @@ class _Writer:
         return name
 
 
-def _empty(value: Value) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments that make a tensor like a value."""
-    return (value.shape,), {"dtype": torch_dtype(value.dtype), "device": torch.device(value.device)}
+def _empty(value: Value, strides: tuple[int, ...] | None) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    """The operator and the arguments that make a tensor like a value."""
+    kind = {"dtype": torch_dtype(value.dtype), "device": torch.device(value.device)}
+    if strides is None or strides == plain_strides(value.shape):
+        return "aten.empty.memory_format", (value.shape,), kind
+    return "aten.empty_strided.default", (value.shape, strides), kind
 
 
 def _place(source: Source) -> str:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from ..graph import Graph, Node, Value, values_in
 from .destinations import INTO_GRADIENT
+from .rehearsal import Layouts
 from .stacking import Slot, joint_roots
 
 SMALLEST = 2**14  # elements; a smaller result comes from memory that was just set free
@@ -35,12 +36,14 @@ def reuse_memory(
     untouchable: frozenset[Value] = frozenset(),
     smallest: int = SMALLEST,
     slots: Mapping[Value, Slot] = MappingProxyType({}),
+    layouts: Layouts | None = None,
 ) -> Graph:
     """The same program, in which large values that are read for the last time are overwritten where an operator can.
 
     untouchable: values that outlive a call.
     smallest: how many elements a value has to have.
     slots: the values that are computed in their place of a stack, and not into another value's memory.
+    layouts: as of `emit_python`.
 
     Cost: linear in the number of nodes.
     """
@@ -53,10 +56,17 @@ def reuse_memory(
     whole = _whole(graph, own)
     nodes = []
     for position, node in enumerate(graph.nodes):
-        free = [v for v in node.inputs if v in whole and last[root[v]] == position]
+        free = [v for v in node.inputs if v in whole and last[root[v]] == position and _lies_alike(v, node, layouts)]
         placed = any(v in slots for v in node.results)
         nodes.append(node if placed else _overwriting(node, free, root, smallest))
     return replace(graph, nodes=tuple(nodes))
+
+
+def _lies_alike(value: Value, node: Node, layouts: Layouts | None) -> bool:
+    """Whether a node's result may lie where a value does."""
+    if layouts is None or not node.results:
+        return True
+    return value in layouts and layouts[value] == layouts.get(node.results[0])
 
 
 def _whole(graph: Graph, own: set[Value]) -> set[Value]:

@@ -4,15 +4,23 @@ A sum of products over the steps of a recurrence is one product of stacked opera
 each is computed `out=` into the memory of the stack.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ..graph import Graph, Node, Value, values_in
 from .aliases import memory_roots
 from .destinations import FLAT, KERNELS, WITH_OUT
+from .rehearsal import Layouts, in_a_row
 
 LARGEST = 2**19  # elements of a stack, which lasts as long as its program
 CAT = "aten.cat.default"
+
+# Operators with as many arguments that round each entry in the same way wherever it lies.  Most others have one
+# formula for entries that fill vectors, and another one for what is left at the end of a row.
+_SAME = {"mul.Tensor": 2, "add.Tensor": 2, "sub.Tensor": 2, "div.Tensor": 2, "neg.default": 1}
+_SAME |= {"tanh_backward.default": 2, "sigmoid_backward.default": 2, "threshold_backward.default": 3}
+SAME_IN_ANY_LAYOUT: Mapping[str, int] = {f"aten.{op}": count for op, count in _SAME.items()}
 
 
 @dataclass(frozen=True)
@@ -31,22 +39,39 @@ def operands_of(cat: Node) -> tuple[tuple[Value, ...], int]:
     return tuple(values), dim % max(len(values[0].shape), 1)
 
 
-def slots(graph: Graph, constants: Collection[Value] = ()) -> dict[Value, Slot]:
+def slots(graph: Graph, constants: Collection[Value] = (), layouts: Layouts | None = None) -> dict[Value, Slot]:
     """The values that can be computed in their place of a stack; each is a whole tensor with memory of its own.
 
     constants: values that outlive a call.
+    layouts: as of `emit_python`; then only what has the same bits there as elsewhere is computed in its place.
 
     Cost: linear in the number of nodes.
     """
     root, producer = memory_roots(graph), graph.producers()
     kept = {root[v] for v in (*graph.inputs, *constants, *values_in((graph.outputs, graph.mutations)))}
+    readers = Counter(v for node in graph.nodes for v in node.inputs)
     found: dict[Value, Slot] = {}
     if any("as_strided" in node.op or node.op == "batched" for node in graph.nodes):  # they see the layout
         return found
     for node in reversed(graph.nodes):  # a stack of stacks first
         if node.op == CAT and node.results and node.results[0].size <= LARGEST and node.results[0] not in kept:
-            found.update(_slots_of(node, root, producer, kept, found))
+            placed = _slots_of(node, root, producer, kept, found)
+            if layouts is not None:
+                placed = {v: slot for v, slot in placed.items() if _has_equal_bits(v, slot, producer, readers, layouts)}
+            found.update(placed)
     return found
+
+
+def _has_equal_bits(
+    value: Value, slot: Slot, producer: Mapping[Value, Node], readers: Mapping[Value, int], layouts: Layouts
+) -> bool:
+    """Whether a value, and what is computed from it, has the same bits in its place of a stack as by itself."""
+    whole = slot.whole
+    if any(v not in layouts or not in_a_row(v.shape, layouts[v]) for v in (whole, value)):
+        return False
+    node = producer[value]
+    is_exact = node.op in SAME_IN_ANY_LAYOUT and len(node.args) == SAME_IN_ANY_LAYOUT[node.op] and not node.kwargs
+    return (is_exact and readers[value] == 1) or not any(n > 1 for n in whole.shape[: slot.dim])
 
 
 def joint_roots(graph: Graph, placed: Mapping[Value, Slot]) -> dict[Value, Value]:

@@ -7,12 +7,13 @@ Each call takes a workspace of its own, so that a program may run in several thr
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..graph import Graph, Node, Value, replace_values, values_in
 from .aliases import memory_roots
 from .builtins import facts_of
 from .destinations import FLAT, KERNELS, RESHAPES, VIEWS, WITH_OUT
+from .rehearsal import Layouts, fills_memory, in_a_row
 from .stacking import Slot, joint_roots, operands_of
 
 LARGEST = 2**16  # elements of one tensor: beyond, what its memory keeps from others is worth more than the time
@@ -29,12 +30,14 @@ class Workspace:
     tensors: the tensors of a workspace, uninitialised when it is made.
     views: nodes that make views, of these and of inputs.
     viewed: the inputs that there are views of.
+    strides: how tensors lie, where that is to be kept.
     """
 
     graph: Graph
     tensors: tuple[Value, ...] = ()
     views: tuple[Node, ...] = ()
     viewed: tuple[Value, ...] = ()
+    strides: Layouts = field(default_factory=dict)
 
     @property
     def values(self) -> tuple[Value, ...]:
@@ -44,33 +47,44 @@ class Workspace:
 
 
 def use_workspace(
-    graph: Graph, constants: frozenset[Value], lasting: frozenset[Value], slots: Mapping[Value, Slot]
+    graph: Graph,
+    constants: frozenset[Value],
+    lasting: frozenset[Value],
+    slots: Mapping[Value, Slot],
+    layouts: Layouts | None = None,
 ) -> Workspace:
     """The same program with a workspace for what is small and seen by nobody else.
 
     constants: values that outlive a call.
     lasting: inputs that are likely to be the same tensors at the next call, so that views of them are worth keeping.
     slots: the values that are computed in their place of a stack.
+    layouts: as of `emit_python`.
 
     Cost: linear in the number of nodes.
     """
     if any("as_strided" in node.op or node.op == "batched" for node in graph.nodes):  # they see the layout
         return Workspace(graph)
     small = frozenset(v for v in lasting if v.size <= LARGEST_VIEWED)
-    placement = _Placement(graph, constants, small, slots)
+    placement = _Placement(graph, constants, small, slots, layouts)
     nodes = tuple(n for k, node in enumerate(graph.nodes) for n in placement.placed(k, node))
     result = Graph(graph.inputs, nodes, graph.outputs, graph.mutations)
     viewed = dict.fromkeys(v for node in placement.views for v in node.inputs if v in small)
-    return Workspace(result, tuple(placement.tensors), tuple(placement.views), tuple(viewed))
+    return Workspace(result, tuple(placement.tensors), tuple(placement.views), tuple(viewed), placement.strides)
 
 
 class _Placement:
     """The state of one run: which tensors of the workspace are free, and what stands for each value."""
 
     def __init__(
-        self, graph: Graph, constants: frozenset[Value], lasting: frozenset[Value], slots: Mapping[Value, Slot]
+        self,
+        graph: Graph,
+        constants: frozenset[Value],
+        lasting: frozenset[Value],
+        slots: Mapping[Value, Slot],
+        layouts: Layouts | None,
     ) -> None:
-        self.slots = slots
+        self.slots, self.layouts = slots, layouts
+        self.strides: dict[Value, tuple[int, ...]] = {}  # of tensors of the workspace
         self.wholes = {slot.whole for slot in slots.values()}
         self.full: set[Value] = set()  # stacks for which there was no room
         self.tensors: list[Value] = []
@@ -109,7 +123,7 @@ class _Placement:
         for value in self.ending.get(position, ()):
             if value in self.placed_values:
                 tensor = self.became[value]
-                self.free.setdefault(_kind(tensor), []).append(tensor)
+                self.free.setdefault(self._kind(tensor), []).append(tensor)
         return placed
 
     # ------------------------------------------------------------ stacks
@@ -181,7 +195,13 @@ class _Placement:
         if node.op in _LOSSES and value.shape != node.inputs[0].shape:  # its builtin cannot reduce into a given tensor
             return False
         is_own = self.root[value] is value and value not in self.kept
-        return is_own and value.is_floating and value.size <= LARGEST
+        return is_own and value.is_floating and value.size <= LARGEST and self._lies_densely(value)
+
+    def _lies_densely(self, value: Value) -> bool:
+        """Whether memory can be made for a value in which it lies as it has to."""
+        if self.layouts is None:
+            return True
+        return value in self.layouts and fills_memory(value.shape, self.layouts[value])
 
     def _into(self, node: Node) -> Node:
         """The node, computing into a free tensor of the workspace; as it is where the workspace is full."""
@@ -190,7 +210,7 @@ class _Placement:
 
     def _take(self, value: Value) -> Value | None:
         """A free tensor of the workspace for a value, or a new one; None where the workspace is full."""
-        free = self.free.get(_kind(value))
+        free = self.free.get(self._kind(value))
         if not free and sum(t.size for t in self.tensors) + value.size > LARGEST_TOTAL:
             return None
         tensor = self.became[value] = free.pop() if free else self._tensor(value)
@@ -204,9 +224,17 @@ class _Placement:
     def _tensor(self, value: Value) -> Value:
         tensor = Value(f"{value.name}_memory", value.shape, value.dtype, value.device)
         self.tensors.append(tensor)
-        self.flat.add(tensor)
         self.inside.add(tensor)
+        if self.layouts is not None:
+            self.strides[tensor] = self.layouts[value]
+        if self.layouts is None or in_a_row(value.shape, self.layouts[value]):
+            self.flat.add(tensor)
         return tensor
+
+    def _kind(self, value: Value) -> str:
+        """What values that may lie in one tensor have in common."""
+        strides = None if self.layouts is None else self.strides.get(value, self.layouts.get(value))
+        return f"{value.type} {value.device} {strides}"
 
 
 def _is_flat(node: Node) -> bool:
@@ -215,7 +243,3 @@ def _is_flat(node: Node) -> bool:
         return True
     is_part = node.op == "aten.select.int" or (node.op == "aten.slice.Tensor" and node.args[4:] in ((), (1,)))
     return is_part and not any(n > 1 for n in node.inputs[0].shape[: node.args[1]])
-
-
-def _kind(value: Value) -> str:
-    return f"{value.type} {value.device}"
