@@ -10,6 +10,7 @@ from ..dtypes import torch_dtype
 from ..graph import Graph, Node, Value
 from .constants import LARGEST
 from .fusions import fuse
+from .turning import turn
 
 _MEAN, _NONE = 1, 0
 _FLOATS = ("float32", "float64")
@@ -29,7 +30,7 @@ def rewrite(graph: Graph, *, sums: bool = True) -> Graph:
     for node in graph.nodes:
         rewriting = REWRITINGS.get(node.op)
         nodes += (rewriting(node, producer) if rewriting is not None else None) or [node]
-    return fuse(replace(graph, nodes=tuple(nodes)), sums=sums)
+    return turn(fuse(replace(graph, nodes=tuple(nodes)), sums=sums))
 
 
 def _seeded_mean(node: Node, producer: Mapping[Value, Node]) -> list[Node] | None:
