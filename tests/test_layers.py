@@ -43,7 +43,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
     11: ("environment", "impurity", "changes"),
     10: ("walk",),
     9: ("capture", "guards", "namespaces"),
-    8: ("detachment", "effects", "user_functions", "control_flow", "strides", "adoption", "frontier"),
+    8: ("detachment", "effects", "user_functions", "control_flow", "strides", "adoption", "frontier", "recurrences"),
     7: ("recording", "structure", "titles", "history", "leaves", "decompositions"),
     6: (
         *("provenance", "shared_settings", "function_calls", "reads", "composites", "tapes"),

@@ -15,7 +15,18 @@ from pullback.errors import RuleError
 from pullback.evaluation import dense, evaluate, pull, push
 from pullback.expressions import Builder
 from pullback.graph import FLOATING, Node, Value, replace_values
-from pullback.rules import TABLES, activation, contraction, distances, indexing, pointwise, reduction, scattering, views
+from pullback.rules import (
+    TABLES,
+    activation,
+    contraction,
+    distances,
+    indexing,
+    pointwise,
+    reduction,
+    scans,
+    scattering,
+    views,
+)
 from pullback.rules.kinds import B, Call, I, Multilinear, Pointwise, T
 from pullback.terms import Jac, Kernel, Term
 from pullback.torch_private import overload
@@ -24,7 +35,7 @@ pytestmark = pytest.mark.reference  # PyTorch's own derivatives are what the rul
 
 RULES = {
     op: rule
-    for table in (pointwise, activation, contraction, views, indexing, scattering, reduction, distances)
+    for table in (pointwise, activation, contraction, views, indexing, scattering, reduction, scans, distances)
     for op, rule in table.RULES.items()
 }
 SAMPLES = [

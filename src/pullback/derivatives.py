@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from . import gauges, own_products, region_products  # noqa: F401  (define operators that programs call)
+from . import gauges, own_products, recurrences, region_products  # noqa: F401  (define operators that programs call)
 from .bridge import Bridge
 from .capture import Captured
 from .chunks import check_real, jacobian_in_chunks

@@ -17,6 +17,7 @@ from .graph import Graph, Node, Value
 from .rules import RULES
 from .rules.constant import NONDIFFERENTIABLE
 from .rules.gauge import DIRECTIONS_OP, REQUIRE
+from .rules.scans import RECURRENCE
 from .structure import Leaf
 from .terms import HOLE
 from .torch_private import overload, schema, tree_flatten
@@ -50,7 +51,7 @@ def is_allowed(op: str) -> bool:
     Those are operators with a rule, those that programs are emitted with, what PyTorch itself calls core or pointwise,
     and backward kernels.
     """
-    if op in (DIRECTIONS_OP, REQUIRE):
+    if op in (DIRECTIONS_OP, REQUIRE, RECURRENCE):
         return True
     known = op in RULES or op in NONDIFFERENTIABLE or op in BUILTINS or op in SPELLINGS or op in _FURTHER
     if not op.startswith("aten.") or op.count(".") != 2:

@@ -36,4 +36,4 @@ def captured_like(function: Callable[..., Any], inputs: tuple[Value, ...]) -> Gr
 
 def _is_product(node: Node) -> bool:
     op = node.args[0] if node.op == "batched" else node.op
-    return op in PRODUCTS and op not in WITHOUT_SAMPLES
+    return op in PRODUCTS and op not in WITHOUT_SAMPLES and op not in RULES

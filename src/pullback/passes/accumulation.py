@@ -17,7 +17,7 @@ from ..rules.edges import local_jacobian, rule_of
 from ..rules.kinds import Call, Pointwise
 from ..stages import Edge, LinearGraph, Order
 from ..terms import Jac, add, compose, is_relabelling
-from .realisation import Realisation
+from .realisation import Realisation, grows
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,14 @@ class _Elimination:
         if self.fuse and self._pull_fused(vertex):
             return
         sources = list(self.sources_of.get(vertex, ()))
+        is_pushed = not any((s, vertex) in self.local for s in sources)
         incoming = {s: self._settle_incoming(s, vertex) for s in sources}
         lazy = len(incoming) == 1 and all(is_relabelling(jac) for jac in incoming.values())
         for target in list(self.edges[vertex]):
-            outgoing = self._settle_outgoing(vertex, target, lazy, len(incoming) > 1)
+            is_applied = is_pushed and (vertex, target) in self.local and grows(self.edge(vertex, target))
+            outgoing = self.edges[vertex][target]
+            if not is_applied:
+                outgoing = self._settle_outgoing(vertex, target, lazy, len(incoming) > 1)
             for source, jac in incoming.items():
                 self._add(source, target, compose(outgoing, jac, self.realisation))
                 self.products += 1

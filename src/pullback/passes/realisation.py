@@ -5,6 +5,7 @@ or is a result. A payload runs over the labels that it depends on: what is merel
 tensor.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from typing import cast
@@ -236,16 +237,16 @@ class Realisation:
     # ------------------------------------------------------------ what composition asks for
 
     def dense_input(self, term: Term, in_shape: tuple[int, ...], dtype: str) -> Term:
-        """The same term with whole, distinct labels on its input side."""
+        """The same term with whole, distinct labels on its input side, at which its factors are read."""
         labels = tuple(dict.fromkeys(labels_of(term.out)))
-        if is_whole(term.inp, in_shape) and not set(labels) & set(labels_of(term.inp)):
+        if is_whole(term.inp, in_shape) and not set(labels) & set(labels_of(term.inp)) and _reads_plainly(term):
             return term
         return self._dense(term, labels, term.inp, in_shape, dtype, False)
 
     def dense_output(self, term: Term, out_shape: tuple[int, ...], dtype: str) -> Term:
-        """The same term with whole, distinct labels on its output side."""
+        """The same term with whole, distinct labels on its output side, at which its factors are read."""
         labels = tuple(dict.fromkeys(labels_of(term.inp)))
-        if is_whole(term.out, out_shape) and not set(labels) & set(labels_of(term.out)):
+        if is_whole(term.out, out_shape) and not set(labels) & set(labels_of(term.out)) and _reads_plainly(term):
             return term
         return self._dense(term, labels, term.out, out_shape, dtype, True)
 
@@ -313,6 +314,23 @@ class Realisation:
         part = identity_jac(shape, dtype).parts[0]
         assert isinstance(part, Term)
         return self.dense_output(part, shape, dtype)
+
+
+def grows(jac: Jac) -> bool:
+    """Whether an edge has a product of factors that is larger than these: an outer product, which is better applied."""
+    return any(
+        isinstance(part, Term) and _size(part.factors) > sum(_size((f,)) for f in part.factors) for part in jac.parts
+    )
+
+
+def _size(factors: Sequence[Factor]) -> int:
+    """The number of elements of a product of factors over all of their labels."""
+    return prod(label.size for label in {label for f in factors for label in labels_of(f.axes)})
+
+
+def _reads_plainly(term: Term) -> bool:
+    """Whether each axis of each factor is read at one label, which another term may put anything in place of."""
+    return all(len(tuple(labels_of([axis]))) <= 1 for factor in term.factors for axis in factor.axes)
 
 
 def _axes_of(labels: tuple[Label, ...]) -> tuple[Axis, ...]:

@@ -21,6 +21,7 @@ from . import (
     normalisation,
     pointwise,
     reduction,
+    scans,
     scattering,
     special,
     views,
@@ -46,7 +47,7 @@ from .kinds import (
     fused,
 )
 
-_OF_TENSORS = (pointwise, special, activation, contraction, views, indexing, scattering, reduction, distances)
+_OF_TENSORS = (pointwise, special, activation, contraction, views, indexing, scattering, reduction, scans, distances)
 _OF_MATRICES = (complexes, fourier, linalg)
 _OF_NETWORKS = (nn, attention, normalisation, losses)
 

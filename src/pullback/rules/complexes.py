@@ -106,6 +106,7 @@ HOLD_FOR_COMPLEX = frozenset(
     {f"aten.{op}.default" for op in (*_POINTWISE.split(), *_PADDINGS)}
     | {f"aten.{op}" for op in _OVERLOADED.split()}
     | RULES.keys()
+    | {"pullback.recurrence.default"}
 )
 
 __all__ = ["CONSTANT_FOR_REALS", "HOLD_FOR_COMPLEX", "RULES"]

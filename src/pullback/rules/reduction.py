@@ -1,4 +1,4 @@
-"""Reductions and scans.
+"""Reductions, and selections along an axis.
 
 The labels of the reduced axes occur on the input side alone; what a derivative depends on is written as factors of the
 shape that it has (an element of x, a result for each row), so that nothing is spread out before it has to be.
@@ -9,11 +9,12 @@ from math import inf
 from typing import Any
 
 from ..expressions import Operand, Symbol, where
-from ..index import Axis, Indices, Label, Lookup, fresh, of_label, plain_axes
+from ..index import Axis, Indices, Lookup, plain_axes
 from ..terms import Factor, Part, Term, conjugated
-from .formulas import axis, count, flip, inserted, kept, positions, reduce, reduced_dims, shifted, tensor, view
+from .formulas import axis, count, flip, kept, reduce, reduced_dims, shifted, tensor, view
 from .kernels import saved
 from .kinds import POSITIVE, Function, IndexMap, Rule, Sample, T, replaced
+from .scans import SCANNED
 
 Dims = int | Sequence[int] | None
 Parts = Mapping[Any, Sequence[Part]]
@@ -191,7 +192,7 @@ NORMS: dict[str, Rule] = {
     ),
 }
 
-# ---------------------------------------------------------------- products and scans
+# ---------------------------------------------------------------- products and selections
 
 
 def _but_one(x: Symbol, dim: int) -> Operand:
@@ -223,55 +224,6 @@ def _product(x: Symbol, *, dtype: Any = None, y: Symbol) -> Parts:
     return {0: (Term(1, factors, (), inp),)}
 
 
-def _scan_sides(x: Symbol, dim: int) -> tuple[Indices, Indices, Label, Label]:
-    """Output and input axes of a scan, and the labels (k, j) along its axis."""
-    inp = plain_axes(x.shape)
-    k, j = fresh(x.shape[dim]), fresh(x.shape[dim])
-    return replaced(inp, dim, of_label(k)), replaced(inp, dim, of_label(j)), k, j
-
-
-def _until(x: Symbol, k: Label, j: Label) -> Factor:
-    """1 for j ≤ k, else 0."""
-    n = k.size
-    mask = positions(x, n) <= positions(x, n, 0, 2)
-    return mask[of_label(k), of_label(j)]
-
-
-def _cumulative_sum(x: Symbol, dim: int, *, dtype: Any = None) -> Parts:
-    if x.rank == 0:
-        return {0: (Term(1, (), (), ()),)}
-    out, inp, k, j = _scan_sides(x, axis(dim, x.rank))
-    return {0: (Term(1, (_until(x, k, j),), out, inp),)}
-
-
-def _cumulative_product(x: Symbol, dim: int, *, dtype: Any = None, y: Symbol) -> Parts:
-    """∂y[k]/∂x[j] = Π x[i] over i ≤ k, i ≠ j.  Exact where elements are zero, at the price of O(n²) memory."""
-    if x.rank == 0:
-        return {0: (Term(1, (), (), ()),)}
-    dim = axis(dim, x.rank)
-    n, shape = x.shape[dim], inserted(x.shape, dim, x.shape[dim])
-    out, inp, k, j = _scan_sides(x, dim)
-    rank = len(shape)
-    diagonal = positions(x, n, dim, rank).eq(positions(x, n, dim + 1, rank))
-    left_out = where(diagonal, 1.0, view(x.to(y.dtype), inserted(x.shape, dim, 1)))
-    products = tensor("cumprod.default", left_out, dim + 1, shape=shape, dtype=y.dtype)
-    entry = products[(*inp[:dim], of_label(j), of_label(k), *inp[dim + 1 :])]
-    return {0: (Term(1, (entry, _until(x, k, j)), out, inp),)}
-
-
-def _cumulative_logsumexp(x: Symbol, dim: int, *, y: Symbol) -> Parts:
-    """∂y[k]/∂x[j] = exp(x[j] − y[k]) for j ≤ k, in O(n²) memory; what the mask cuts off must not overflow."""
-    if x.rank == 0:
-        return {0: (Term(1, (), (), ()),)}
-    dim = axis(dim, x.rank)
-    n = x.shape[dim]
-    out, inp, k, j = _scan_sides(x, dim)
-    difference = view(x, inserted(x.shape, dim + 1, 1)) - view(y, inserted(x.shape, dim, 1))
-    until = positions(x, n, dim, x.rank + 1) <= positions(x, n, dim + 1, x.rank + 1)
-    entry = where(until, difference, 0.0).exp()[(*inp[:dim], of_label(j), of_label(k), *inp[dim + 1 :])]
-    return {0: (Term(1, (entry, _until(x, k, j)), out, inp),)}
-
-
 def _along(position: int, default: int = -1) -> Any:
     """An index map for `(values, indices)` along the axis that is argument number `position`."""
 
@@ -288,16 +240,12 @@ def _along(position: int, default: int = -1) -> Any:
 
 
 _REDUCED = (Sample(X, 1), Sample(X, 0, True), Sample(T(2, 3, 2), -2), Sample(T(), 0))
-_SCANNED = (Sample(X, 1), Sample(X, 0), Sample(T(2, 3, 2), -2), Sample(T(1), 0), Sample(T(), 0))
 
-SCANS: dict[str, Rule] = {
+SELECTIONS: dict[str, Rule] = {
     "aten.prod.default": Function((Sample(X), Sample(T()), Sample(T(1))), body=_product, source="product rule"),
     "aten.prod.dim_int": Function(_REDUCED, body=_product_along, source="product rule"),
-    "aten.cumsum.default": Function(_SCANNED, body=_cumulative_sum),
-    "aten.cumprod.default": Function(_SCANNED, body=_cumulative_product, source="product rule"),
-    "aten.logcumsumexp.default": Function(_SCANNED, body=_cumulative_logsumexp, source="softmax of what lies ahead"),
-    "aten.cummax.default": IndexMap(_SCANNED, map=_along(1)),
-    "aten.cummin.default": IndexMap(_SCANNED, map=_along(1)),
+    "aten.cummax.default": IndexMap(SCANNED, map=_along(1)),
+    "aten.cummin.default": IndexMap(SCANNED, map=_along(1)),
     "aten.max.dim": IndexMap(_REDUCED, map=_along(1)),
     "aten.min.dim": IndexMap(_REDUCED, map=_along(1)),
     "aten.median.dim": IndexMap(_REDUCED, map=_along(1)),
@@ -311,6 +259,6 @@ SCANS: dict[str, Rule] = {
     "aten.topk.default": IndexMap((Sample(X, 2), Sample(X, 1, 0), Sample(X, 2, 1, False)), map=_along(2)),
 }
 
-RULES: dict[str, Rule] = {**SUMS, **NORMS, **SCANS}
+RULES: dict[str, Rule] = {**SUMS, **NORMS, **SELECTIONS}
 
-__all__ = ["NORMS", "RULES", "SCANS", "SUMS", "norm_factors"]
+__all__ = ["NORMS", "RULES", "SELECTIONS", "SUMS", "norm_factors"]
