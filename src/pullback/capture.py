@@ -144,8 +144,7 @@ def _first_pass(
         for context in (*patches, trace.mode, recorder, Frontier(trace)):
             stack.enter_context(context)
         try:
-            result = f(*args, **kwargs)
-            trace.copies.before(private.tree_leaves(result), [])
+            trace.copies.before(private.tree_leaves(result := f(*args, **kwargs)), [])
             return result
         except Exception as error:
             if "does not require grad and does not have a grad_fn" in str(error):
@@ -213,6 +212,7 @@ def decompositions(keep: frozenset[str]) -> Mapping[Any, Callable[..., Any]]:
     """PyTorch's core table without what has a rule; it would turn `detach` into an identity, which loses a stop."""
     aten = torch.ops.aten
     without = {DETACH, aten.lift_fresh.default, aten.lift_fresh_copy.default}
+    without |= {aten.eye.default, aten.eye.m}  # taken apart, it would count in uint16, which PyTorch cannot
     without.add(aten.bernoulli.default)  # taken apart, it would draw other numbers than eager
     table = {**private.core_decompositions(), **DECOMPOSITIONS, **STRIDED}
     return {op: body for op, body in table.items() if op not in without and str(op) not in keep}
