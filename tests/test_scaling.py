@@ -77,6 +77,8 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "fft": lambda x: torch.fft.rfft(x).abs(),
     "quantile": lambda x: x.quantile(0.3)[None].exp(),
     "cosine similarity": lambda x: functional.cosine_similarity(x, x.flip(0), 0)[None],
+    "pseudoinverse": lambda x: torch.linalg.pinv(x[:, None])[0],
+    "least squares": lambda x: torch.linalg.lstsq(x[:, None], x.flip(0)[:, None]).solution[0],
     "interpolate": lambda x: functional.interpolate(x[None, None], scale_factor=2, mode="linear").exp(),
 }
 
@@ -172,3 +174,11 @@ def test_shares_of_what_is_nothing() -> None:
     gradient = pullback.grad(lambda x: x.logcumsumexp(0)[5:].sum())(x)
     shares = [functional.pad(x[: k + 1].softmax(0), (0, 19 - k)) for k in range(5, 20)]
     torch.testing.assert_close(gradient, torch.stack(shares).sum(0))
+
+
+@pytest.mark.parametrize("size", [3, 300])
+def test_identity_matrices_of_any_size(size: int) -> None:
+    """PyTorch's decomposition counts 300 rows in uint16, which its kernels do not know."""
+    x = torch.linspace(-1, 1, size)
+    gradient = pullback.grad(lambda x: ((torch.eye(size) * x) @ x).sum() + (torch.eye(2, size) @ x).sum())(x)
+    torch.testing.assert_close(gradient, 2 * x + torch.eye(2, size).sum(0))

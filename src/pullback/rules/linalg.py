@@ -326,13 +326,17 @@ def _log_determinant(a: Symbol, *, ys: Ys) -> Parts:
 
 
 def _change_of_pseudoinverse(d: Differential, a: Symbol, x: Symbol) -> Differential:
-    """Golub and Pereyra: X = A⁺, where the rank does not change."""
-    xxh, xhx = product(x, adjoint(x)), product(adjoint(x), x)
+    """Golub and Pereyra: X = A⁺, where the rank does not change; no square matrix of the longer side is made."""
     rows, columns = a.shape[-2:]
-    beside_rows = matrices.identity(a, columns) - product(x, a)
+    if rows > columns:
+        beside_rows = matrices.identity(a, columns) - product(x, a)
+        first = d.mH.right(x, adjoint=True).right(x).left(beside_rows)
+        second = d.mH.left(product(x, adjoint(x)))
+        return first + (second - second.right(a).right(x)) - d.left(x).right(x)
     beside_columns = matrices.identity(a, rows) - product(a, x)
-    adjoint_d = d.mH
-    return adjoint_d.right(xhx).left(beside_rows) + adjoint_d.left(xxh).right(beside_columns) - d.left(x).right(x)
+    first = d.mH.right(product(adjoint(x), x))
+    second = d.mH.left(x, adjoint=True).left(x).right(beside_columns)
+    return (first - first.left(a).left(x)) + second - d.left(x).right(x)
 
 
 def _pseudoinverse(a: Symbol, *, atol: Any = None, rtol: Any = None, hermitian: bool = False, y: Symbol) -> Parts:
