@@ -47,6 +47,7 @@ def test_building_is_weighed_against_the_calls_that_are_expected(offering: Calla
     assert few.reason.startswith("1 calls take ")
     many = pullback.grad(wave, expected_calls=10**9).plan(x)
     assert many.backend == "quick"
+    assert "e+" not in many.reason  # seconds are said as people say them
     assert f"back end                     quick ({many.reason})" in str(many)
 
 

@@ -88,8 +88,14 @@ def choose(graph: Graph, backend: str | Auto, *, plain: bool, model: CostModel) 
     total = {name: one.total(calls) for name, one in offers.items()}
     best = min(total, key=total.__getitem__)
     for name in offers.keys() - {best}:
-        reasons[name] = f"{calls:,} calls take {total[best]:.2g} s, with {name} {total[name]:.2g} s, building included"
+        ours, others = _spoken(total[best]), _spoken(total[name])
+        reasons[name] = f"{calls:,} calls take {ours}, with {name} {others}, building included"
     return Choice(best, "; ".join(reasons.values()) or "the only one", offers[best].seconds)
+
+
+def _spoken(seconds: float) -> str:
+    """Two digits, or whole seconds: 0.076 s, 140 s."""
+    return f"{seconds:.2g} s" if seconds < 99.5 else f"{seconds:,.0f} s"
 
 
 def _promised(graph: Graph, name: str, model: CostModel) -> float:
@@ -152,7 +158,7 @@ def _offers(graph: Graph, model: CostModel, calls: int) -> tuple[dict[str, Offer
         best = min((offer.total(calls) for offer in offers.values()), default=inf)
         try:
             if one.at_best.total(calls) > best:
-                raise Declined(f"{calls:,} calls take {best:.2g} s, less than building")
+                raise Declined(f"{calls:,} calls take {_spoken(best)}, less than building")
             if one.offer is not None:
                 offers[name] = one.offer(graph, model)
         except (Declined, NativeError) as reason:
