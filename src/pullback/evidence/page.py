@@ -49,7 +49,8 @@ def summaries(rows: Sequence[Row]) -> list[str]:
 def summary(rows: Sequence[Row], dtype: str) -> str:
     """The figures of one dtype."""
     samples, available = sum(row.samples for row in rows), sum(row.available for row in rows)
-    lines = [f"## {dtype}: {len(rows)} operators, {samples:,} of {available:,} samples\n"]
+    operators = f"{len(rows)} operator{'s' * (len(rows) != 1)}"
+    lines = [f"## {dtype}: {operators}, {samples:,} of {available:,} samples\n"]
     lines += ["| | " + " | ".join(MARKS.values()) + " |", "|---" * (len(MARKS) + 1) + "|"]
     for k, derivative in enumerate(DERIVATIVES):
         counts = [sum(row.outcomes[k].status == status for row in rows) for status in MARKS]
@@ -73,12 +74,14 @@ def conventions() -> str:
 
 
 def reasons(rows: Sequence[Row]) -> str:
-    """What was said about everything that did not pass, and of which operators."""
+    """What was said about everything that did not pass, and of which operators; nothing if all passed."""
     said: dict[tuple[Status, str], set[str]] = defaultdict(set)
     for row in rows:
         worst = max(outcome.status for outcome in row.outcomes)
         if worst > Status.UNSUPPORTED:
             said[worst, _in_a_cell(row.reason)].add(row.name)
+    if not said:
+        return ""
     lines = ["## Reasons\n", "| | reason | operators |", "|---|---|---|"]
     for (status, reason), names in sorted(said.items(), key=lambda item: (-item[0][0], -len(item[1]), item[0][1])):
         lines.append(f"| {MARKS[status]} | {reason} | {', '.join(sorted(names))} |")

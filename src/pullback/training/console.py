@@ -1,5 +1,6 @@
 """What the command line says of training: progress, reports, comparisons, errors as sentences."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +33,10 @@ def errors_as_sentences() -> Iterator[None]:
     try:
         yield
     except PullbackError as error:
-        Console(stderr=True).print(f"pullback: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        command = f"\n  at {sys.argv[0]}:"  # the line that called us is no news on a command line
+        Console(stderr=True).print(
+            f"pullback: {str(error).partition(command)[0]}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         raise typer.Exit(2) from error
 
 
