@@ -148,6 +148,8 @@ class NumpyRealiser:
 
     arrays: dict[Value, np.ndarray]
 
+    pushes = False
+
     def dense_input(self, part: Term, in_shape: Shape, dtype: str) -> Term:
         """The same term with plain labels on its input side; the output side keeps its labels."""
         kept = tuple(dict.fromkeys(labels_of(part.out)))

@@ -13,19 +13,13 @@ from .tapes import THREAD
 
 
 def run_control_flow(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run one of PyTorch's control-flow operators, with everything that it calls recorded.
-
-    Raises RecordError for one that is not done yet.
-    """
-    run = _RUNS.get(function.name())
-    if run is None:
-        raise not_done(function)
+    """Run one of PyTorch's control-flow operators, with everything that it calls recorded."""
     with above:
-        return run(*args, **kwargs)
+        return CONTROL_FLOW[function.name()](*args, **kwargs)
 
 
 def not_done(function: Any) -> RecordError:
-    """The refusal of an operator that takes functions."""
+    """The refusal of any other operator that takes functions."""
     way_out = "Write it as Python's own control flow, which a record follows."
     return refuse(f"the block uses the operator {function.name()!r}, which is not done yet", way_out)
 
@@ -49,7 +43,7 @@ def _scan(combine: Any, carried: Sequence[Any], slices: Sequence[Any], constants
     return private.tree_unflatten([*carried, *map(torch.stack, zip(*rows, strict=True))], spec)
 
 
-_RUNS: dict[str, Callable[..., Any]] = {"cond": _cond, "while_loop": _while_loop, "scan": _scan}
+CONTROL_FLOW: dict[str, Callable[..., Any]] = {"cond": _cond, "while_loop": _while_loop, "scan": _scan}
 
 
 def _where_nothing_records() -> Callable[..., Any]:

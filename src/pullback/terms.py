@@ -63,7 +63,13 @@ from .parts import (
 
 
 class Realiser(Protocol):
-    """Computes what composition cannot leave unevaluated."""
+    """Computes what composition cannot leave unevaluated.
+
+    pushes: whether the local Jacobian of a kernel is written out column by column, as in forward order, and never row
+        by row, even where these are fewer.
+    """
+
+    pushes: bool
 
     def dense_input(self, term: Term, in_shape: tuple[int, ...], dtype: str) -> Term:
         """The same term with plain labels on its input side."""
@@ -155,6 +161,9 @@ def _compose_parts(a: Term | Kernel, b: Term | Kernel, left: Jac, right: Jac, re
             eye = realiser.identity(right.in_shape, right.in_dtype)
             b_term = realiser.push(b, eye, right, right.push_dtype)
             return (realiser.push(a, b_term, left, left.push_dtype),)
+        if realiser.pushes:
+            eye = realiser.identity(right.in_shape, right.in_dtype)
+            return _compose_parts(a, realiser.push(b, eye, right, right.push_dtype), left, right, realiser)
         dense = realiser.dense_input(a, left.in_shape, left.pull_dtype)
         return (realiser.pull(dense, b, right, replace(right, out_dtype=left.out_dtype).pull_dtype),)
     if isinstance(a, Kernel):

@@ -38,7 +38,7 @@ def accumulate(linear: LinearGraph, order: Order, builder: Builder, *, fuse: boo
 
     Cost: one product for each pair of edges that meet in an eliminated vertex.
     """
-    elimination = _Elimination(linear, builder, fuse)
+    elimination = _Elimination(linear, builder, fuse, order.name == "forward")
     for vertex in order.vertices:
         elimination.eliminate(vertex)
     return elimination.result(by_target)
@@ -47,11 +47,11 @@ def accumulate(linear: LinearGraph, order: Order, builder: Builder, *, fuse: boo
 class _Elimination:
     """The edges that are left, and those that are still local: not yet asked of their rule."""
 
-    def __init__(self, linear: LinearGraph, builder: Builder, fuse: bool) -> None:
+    def __init__(self, linear: LinearGraph, builder: Builder, fuse: bool, pushes: bool) -> None:
         self.linear = linear
         self.builder = builder
         self.fuse = fuse
-        self.realisation = Realisation(builder)
+        self.realisation = Realisation(builder, pushes)
         self.edges: dict[Value, dict[Value, Jac]] = {}
         self.sources_of: dict[Value, dict[Value, None]] = {}
         self.local: dict[tuple[Value, Value], list[Edge]] = {}

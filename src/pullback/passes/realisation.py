@@ -38,8 +38,9 @@ MOST_PATTERNS = 4  # an edge with more distinct patterns is written out: its ter
 class Realisation:
     """Turns terms into derived nodes of one builder; the `Realiser` that composition asks."""
 
-    def __init__(self, builder: Builder) -> None:
+    def __init__(self, builder: Builder, pushes: bool = False) -> None:
         self.builder = builder
+        self.pushes = pushes
 
     # ------------------------------------------------------------ settling edges
 
