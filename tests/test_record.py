@@ -38,6 +38,13 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 # ---------------------------------------------------------------- control flow
 
 
+def test_a_transform_under_vmap_is_recorded() -> None:
+    x = torch.linspace(0.1, 0.9, 3, dtype=torch.float64, requires_grad=True)
+    with pullback.record() as tape:
+        total = torch.vmap(pullback.grad(lambda a: a.sin() * a))(x).sum()
+    torch.testing.assert_close(tape.grad(total, x), (2 * x.cos() - x * x.sin()).detach())
+
+
 def test_a_branch_on_values() -> None:
     def f(x: Tensor) -> Tensor:
         return (x.sin() * 3).sum() if x.sum() > 1 else x.sum()
