@@ -4,6 +4,7 @@ All of them are one program, so that the compiler runs once for each dtype and f
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,9 @@ SCALAR: list[tuple[str, tuple[Any, ...]]] = [
     ("aten.clamp_min.default", (nan,)),
     ("aten.softplus.default", (2.0, 3.0)),
     ("aten.elu.default", (1.3, 1.1, 0.9)),
+    ("aten.elu.default", (1.3, 1.1, -0.9)),
+    ("aten.clamp.default", (nan, 0.7)),
+    ("aten.clamp_max.default", (nan,)),
     ("aten.leaky_relu.default", (0.2,)),
     ("aten.hardtanh.default", (-0.6, 0.9)),
 ]
@@ -82,6 +86,7 @@ def elementwise(x: Tensor, y: Tensor) -> dict[str, Tensor]:
     results["lerp.Tensor"] = ATEN.lerp.Tensor(x, y, x)
     results["addcmul"] = torch.addcmul(x, y, x, value=0.5)
     results["addcdiv"] = torch.addcdiv(x, y, x, value=0.5)
+    results["addcdiv of nothing"] = torch.addcdiv(x, y, x, value=0.0)
     masks = (x > 0, y > 0)
     results["bits"] = torch.stack([masks[0] & masks[1], masks[0] | masks[1], masks[0] ^ masks[1], ~masks[0]])
     bits = ((x > 0).to(torch.int64) * 5 - 3, (y > 0).to(torch.int64) * 7 - 9)
@@ -89,6 +94,8 @@ def elementwise(x: Tensor, y: Tensor) -> dict[str, Tensor]:
     results["bits of numbers"] = torch.stack([bits[0] & 6, bits[0] | 6, bits[0] ^ 6])
     results["logical_not"] = x.logical_not()
     results["casts"] = (x > y).to(x.dtype) + (y != 0).to(torch.int64) + x.to(torch.float32) + y.double()
+    results["bits and nothing"] = torch.add(masks[0], masks[1], alpha=0)
+    results["numbers beyond a dtype"] = (x > y).to(torch.int32) < 2**40
     results["integers"] = (x > y).to(torch.int64) * 3 - 2
     return results
 
@@ -127,7 +134,9 @@ def test_elementwise_operators(dtype: torch.dtype, form: str) -> None:
     if form == "in vectors":
         x, y = x[:, None], y[:, None]
     graph = graph_of(lambda x, y: tuple(elementwise(x, y).values()), x, y)
-    program = (emit_loops if form == "in loops" else emit_native)(graph, plain=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        program = (emit_loops if form == "in loops" else emit_native)(graph, plain=True)
     expected = dict(zip(elementwise(x, y), emit_python(graph).run(x, y), strict=True))
     tolerance = 2e-15 if dtype == torch.float64 else 1e-6
     results = dict(zip(expected, program.run(x, y), strict=True))

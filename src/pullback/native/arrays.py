@@ -207,7 +207,8 @@ def each(function: Callable[..., Scalar], *entries: Any) -> Any:
 
     def apply(*entries: Any) -> Any:
         check_size(prod(np.broadcast_shapes(*map(np.shape, entries))))
-        return np.asarray(np.frompyfunc(function, len(entries), 1)(*entries), dtype=object)
+        with np.errstate(all="ignore"):  # of constants that are no numbers, or too large
+            return np.asarray(np.frompyfunc(function, len(entries), 1)(*entries), dtype=object)
 
     return once_where_equal(apply, np.broadcast_arrays(*entries))
 

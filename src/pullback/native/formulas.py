@@ -176,7 +176,7 @@ def _softplus(x: Scalar, beta: float = 1, threshold: float = 20) -> Scalar:
 
 def _elu(x: Scalar, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Scalar:
     small = (x * input_scale).call("expm1") * (alpha * scale)
-    return x.compare("le", 0).where(small, x * scale)
+    return x.compare("lt", 0).where(small, x * scale)
 
 
 def _silu_backward(g: Scalar, x: Scalar) -> Scalar:
@@ -281,7 +281,7 @@ _FORMULAS: dict[str, Pointwise] = {
     ),
     "sigmoid_backward.default": Pointwise(lambda g, y: g * (1 - y) * y, floating=True),
     "tanh_backward.default": Pointwise(lambda g, y: g * (1 - y * y), floating=True),
-    "add.Tensor": Pointwise(lambda x, y, alpha=1: x + y * alpha, truth=lambda x, y, alpha=1: _or(x, y)),
+    "add.Tensor": Pointwise(lambda x, y, alpha=1: x + y * alpha, truth=lambda x, y, alpha=1: _or(x, y) if alpha else x),
     "add.Scalar": Pointwise(lambda x, y, alpha=1: x + y * alpha),
     "sub.Tensor": Pointwise(lambda x, y, alpha=1: x - y * alpha),
     "sub.Scalar": Pointwise(lambda x, y, alpha=1: x - y * alpha),
@@ -310,8 +310,8 @@ _FORMULAS: dict[str, Pointwise] = {
     "clamp_max.Tensor": Pointwise(_clamp_max),
     "lerp.Scalar": Pointwise(lambda x, end, weight: _lerp(x, end, weight), floating=True),
     "lerp.Tensor": Pointwise(lambda x, end, weight: _lerp(x, end, weight), floating=True),
-    "addcmul.default": Pointwise(lambda x, a, b, value=1: x + a * b * value),
-    "addcdiv.default": Pointwise(lambda x, a, b, value=1: x + a / b * value, floating=True),
+    "addcmul.default": Pointwise(lambda x, a, b, value=1: x + a * value * b),
+    "addcdiv.default": Pointwise(lambda x, a, b, value=1: x + a * value / b, floating=True),
     **{f"where.{kind}": Pointwise(_where, mask=0) for kind in ("self", "Scalar", "ScalarSelf", "ScalarOther")},
     "masked_fill.Scalar": Pointwise(lambda x, mask, value: mask.where(value, x), mask=1),
     "masked_fill.Tensor": Pointwise(lambda x, mask, value: mask.where(value, x), mask=1),

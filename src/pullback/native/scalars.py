@@ -24,6 +24,12 @@ def _single(number: Any) -> float:
         return float(np.float32(number))
 
 
+def _wrapped(number: int, dtype: str) -> int:
+    """What is left of an integer in a dtype that may be too narrow for it."""
+    ends = np.iinfo(dtype)
+    return (number - int(ends.min)) % (int(ends.max) - int(ends.min) + 1) + int(ends.min)
+
+
 class Scalar:
     """One number that a program computes, of a table of such expressions.
 
@@ -129,11 +135,11 @@ class Table:
         return found
 
     def constant(self, number: Any, dtype: str) -> Scalar:
-        """A number, rounded to the dtype."""
+        """A number, rounded to the dtype; integers run over."""
         if dtype in FLOATING:
             number = _single(number) if dtype == "float32" else float(number)
             return self._node("constant", dtype, (), number, struct.pack("d", number))
-        number = bool(number) if dtype == "bool" else int(number)
+        number = bool(number) if dtype == "bool" else _wrapped(int(number), dtype)
         return self._node("constant", dtype, (), number, number)
 
     def zero(self, dtype: str) -> Scalar:
