@@ -8,12 +8,13 @@ import numpy as np
 from .expansion import Expansion
 from .operations import is_call
 from .scalars import Scalar
-from .timing import IN_LARGE_PAGES, fresh_memory
+from .timing import large_memory
 
 CALL = 2.5e-6  # seconds from one call of a program to the next, and for each tensor that it returns
 TENSOR = 0.6e-6
 OPERATION, FUNCTION = 0.3e-9, 12e-9  # of one number
-IN_VECTORS, FUNCTION_IN_VECTORS, MOVED = 0.06e-9, 1.2e-9, 0.3e-9  # for each sample
+IN_VECTORS, FUNCTION_IN_VECTORS, MOVED = 0.045e-9, 1.2e-9, 0.15e-9  # for each sample
+IN_LARGE_PAGES, STREAMED = 0.13e-9, 0.02e-9  # for each byte of a large result: that is fresh; that is not
 COMPILER, STATEMENT = 0.09, 4.5e-4  # to start, and for each operation
 
 
@@ -25,11 +26,8 @@ def predicted_seconds(expansion: Expansion) -> float:
         return seconds + _work(ordered, OPERATION, FUNCTION)
     moved = sum(a.entries.size for a in expansion.outputs) + sum(x.op == "input" for x in ordered)
     work = _work(ordered, IN_VECTORS, FUNCTION_IN_VECTORS) + moved * MOVED
-    return (
-        seconds
-        + expansion.samples * work
-        + fresh_memory([prod(a.shape) * np.dtype(a.dtype).itemsize for a in expansion.outputs], IN_LARGE_PAGES)
-    )
+    sizes = [prod(a.shape) * np.dtype(a.dtype).itemsize for a in expansion.outputs]
+    return seconds + expansion.samples * work + large_memory(sizes, IN_LARGE_PAGES, STREAMED)
 
 
 def _work(ordered: Iterable[Scalar], operation: float, function: float) -> float:

@@ -8,12 +8,13 @@ from .elements import BYTES, Buffer, Computed, Entry, reads
 from .nests import Nest, Reduction
 from .pages import LARGEST_KEPT
 from .products import Product
+from .results import MOST
 
 CALL, TENSOR = 1.5e-6, 0.8e-6  # seconds of one call, and for each tensor that it returns
 KERNEL, LIBRARY = 2e-8, 3e-7  # to start a kernel, and BLAS
 OPERATION, FUNCTION = 0.1e-9, 1.3e-9  # of one element
 BYTE = 0.04e-9
-FRESH, IN_LARGE_PAGES = 0.3e-9, 0.13e-9  # for each byte of memory that the system hands out anew
+FRESH, FAR = 0.3e-9, 0.06e-9  # for each byte of a large result: that the system hands out anew; beyond the caches
 ADDITION = 0.2e-9  # of one element to a sum
 MULTIPLICATION = {"float64": 0.022e-9, "float32": 0.012e-9}
 COMPILER, COMPILED = 0.07, 0.02  # to start, and for each different kernel
@@ -25,12 +26,12 @@ def predicted_seconds(kernels: Iterable[Any], outputs: Sequence[Buffer]) -> floa
     Cost: linear in the number of kernels.
     """
     sizes = [buffer.size * BYTES[buffer.dtype] for buffer in outputs]
-    return CALL + TENSOR * len(sizes) + fresh_memory(sizes) + sum(map(_seconds, kernels))
+    return CALL + TENSOR * len(sizes) + large_memory(sizes) + sum(map(_seconds, kernels))
 
 
-def fresh_memory(sizes: Iterable[int], each: float = FRESH) -> float:
-    """Seconds until results of so many bytes have memory: that of large ones is given back to the system each time."""
-    return each * sum(size for size in sizes if size > LARGEST_KEPT)
+def large_memory(sizes: Iterable[int], fresh: float = FRESH, far: float = FAR) -> float:
+    """Seconds that results of so many bytes take for being large: those that are too large to be kept are fresh."""
+    return sum(size * (fresh if size > MOST else far) for size in sizes if size > LARGEST_KEPT)
 
 
 def predicted_build(distinct: int) -> float:
