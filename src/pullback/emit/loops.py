@@ -23,8 +23,7 @@ from ..native.building import native_function
 from ..native.functions import NestFunction
 from ..native.layouts import dense
 from ..native.libraries import blas
-from ..native.pages import LARGEST_KEPT as FRESH_EACH_TIME
-from ..native.results import result_like
+from ..native.results import LEAST, result_like
 from .mixture import Mixture, mixed
 from .namespace import without_cycles
 from .offers import Declined, Offer
@@ -244,7 +243,7 @@ class _Writer:
 
     def _empty(self, value: Value) -> str:
         kind = self._bind(value.dtype, torch_dtype(value.dtype), f"from torch import {value.dtype}")
-        if value.size * torch_dtype(value.dtype).itemsize > FRESH_EACH_TIME:
+        if value.size * torch_dtype(value.dtype).itemsize >= LEAST:
             return self._remembered(value.shape, value.dtype)
         if value.size <= LARGEST:
             key = f"like_{value.dtype}_{'_'.join(map(str, value.shape))}"

@@ -23,9 +23,8 @@ from ..native.arrays import Array, NotScalar
 from ..native.building import has_vector_math, is_named, native_function, toolchain
 from ..native.expansion import Expansion, expand, packed
 from ..native.numbers import Numbers, are_made_at_once
-from ..native.pages import LARGEST_KEPT
 from ..native.prediction import predicted_build, predicted_seconds
-from ..native.results import result_like
+from ..native.results import LEAST, result_like
 from ..native.source import Source, write
 from .aliases import memory_roots
 from .loops import emit_loops, offer_of_loops
@@ -186,7 +185,7 @@ class _Caller:
                 yield f"        x{k} = x{k}.clone(memory_format=contiguous_format)"
         at_once = self._at_once()
         for k, array in enumerate(self.expansion.outputs):
-            is_large = array.size * torch_dtype(array.dtype).itemsize > LARGEST_KEPT
+            is_large = array.size * torch_dtype(array.dtype).itemsize >= LEAST
             if k in at_once:
                 yield from (f"    {line}" for line in _taken(k, array))
             else:

@@ -1,8 +1,9 @@
 """Memory of large results, which serves again once nobody holds it.
 
-The system hands large memory out anew each time, and clears it page by page, which takes several times as long as to
-write a result there.  So the memory of large results is remembered: a new result of the same size lies where an earlier
-one lay, if nothing else holds that any more, no tensor, view, NumPy array or node of autograd.
+What the system hands out it clears page by page, which takes several times as long as to write a result there; it does
+so each time beyond 32 MiB, and below whenever others took the memory in between.  So the memory of large results is
+remembered: a new result of the same size lies where an earlier one lay, if nothing else holds that any more, no tensor,
+view, NumPy array or node of autograd.
 """
 
 import sys
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor
 
 from ..torch_private import storage_uses
-from .pages import LARGEST_KEPT
 
+LEAST = 2**20  # bytes of a result: less is soon written to, wherever it lies
 MOST = 2**28  # bytes of memory that are remembered
 
 
@@ -39,7 +40,7 @@ class ResultMemory:
     def tensor(self, like: Tensor) -> Tensor:
         """A new tensor of the shape and dtype of another, contiguous, with anything in it."""
         size = prod(like.shape) * like.itemsize
-        if size <= LARGEST_KEPT or size > self.most:
+        if size < LEAST or size > self.most:
             return torch.empty_like(like, memory_format=torch.contiguous_format)
         return torch.empty(0, dtype=like.dtype, device="cpu").set_(self._storage(size), 0, like.shape, ())
 
