@@ -154,6 +154,58 @@ def test_a_loop_has_forward_derivatives_of_every_order() -> None:
     torch.testing.assert_close(third, (pushed(X + 1e-5 * CLOSED) - pushed(X - 1e-5 * CLOSED)) / 2e-5)
 
 
+def halved(x: Tensor) -> Tensor:
+    """A loop whose length depends on its values."""
+    return while_loop(lambda y, z: y.norm() > 0.3, lambda y, z: (y * 0.7, z.sin() * y), (x, x * x))[1]
+
+
+def halved_in_python(x: Tensor) -> Tensor:
+    z = x * x
+    while x.norm() > 0.3:
+        x, z = x * 0.7, z.sin() * x
+    return z
+
+
+def vectors(f: Function) -> Callable[[Tensor], Tensor]:
+    """Several results, on which the rest of a function depends."""
+    return lambda x: torch.stack([f(x, W), f(x * x, W * 2)]).tanh()
+
+
+NESTS: dict[str, tuple[Any, Any]] = {
+    "auto": (pullback.jacobian, pullback.jacobian),
+    "forward": (pullback.jacfwd, pullback.jacfwd),
+    "mixed": (pullback.jacrev, pullback.jacfwd),
+}
+
+
+@pytest.mark.parametrize("nest", NESTS)
+@pytest.mark.parametrize("name", NESTING)
+def test_jacobians_nest(name: str, nest: str) -> None:
+    outer, inner = NESTS[nest]
+    ours, theirs = map(vectors, NESTING[name])
+    with reference():
+        expected = torch.stack([_one_by_one(theirs, k) for k in (0, 1)])
+    torch.testing.assert_close(outer(inner(ours))(X), expected)
+
+
+def _one_by_one(f: Function, k: int) -> Tensor:
+    """The Hessian of one of a function's results; a branch of Python cannot be differentiated under `vmap`."""
+    return torch.autograd.functional.hessian(lambda x: f(x)[k], X)  # type: ignore[no-untyped-call, no-any-return]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(halved, halved_in_python), (vectors(loop), vectors(loop_in_python))])
+def test_jacobians_of_a_loop_nest_by_forward_mode(ours: Function, theirs: Function) -> None:
+    size = len(theirs(X))
+    with reference():
+        expected = torch.stack([_one_by_one(theirs, k) for k in range(size)])
+    torch.testing.assert_close(pullback.jacfwd(pullback.jacfwd(ours))(X), expected)
+    third = pullback.jacfwd(pullback.jacfwd(pullback.jacfwd(ours)))(X)
+    moved = [pullback.jacfwd(pullback.jacfwd(ours))(X + h * CLOSED) for h in (1e-5, -1e-5)]
+    torch.testing.assert_close(third @ CLOSED, (moved[0] - moved[1]) / 2e-5, rtol=1e-6, atol=1e-7)
+    with pytest.raises(pullback.MissingRuleError, match="forward mode"):
+        pullback.jacfwd(pullback.jacobian(ours, order="reverse"))(X)
+
+
 def test_a_loop_is_not_pulled_back_twice() -> None:
     with pytest.raises(pullback.MissingRuleError, match=r"while_loop.*forward mode.*test_control_flow.py"):
         pullback.hessian(loop)(X, W)

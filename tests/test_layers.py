@@ -34,7 +34,7 @@ LAYERS: dict[int, tuple[str, ...]] = {
         *("chunks", "bridge", "bisection", "own_products", "region_products", "files"),
         *("mutations", "interception", "joining"),
     ),
-    17: ("recorded_functions", "recorded_control_flow", "pulls"),
+    17: ("recorded_functions", "recorded_control_flow", "pulls", "region_batches"),
     16: ("compilation", "differences", "purity", "retracing", "encoding", "scribe", "paths"),
     15: ("emit", "passes", "calibration", "evaluation", "notation", "recipes"),
     14: ("rules", "planner", "native"),

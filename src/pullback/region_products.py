@@ -8,56 +8,38 @@ tangents, the vjp of a scan a scan of what was carried and then one over it from
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from .compilation import compile_derivative, jvp_task, vjp_task
 from .dtypes import zeros_of
-from .emit.program import Program
 from .emit.python import emit_python
-from .errors import CaptureError
 from .graph import Graph, Value, live_nodes
 from .keys import Key, held, remember
 from .library import LIBRARY
 from .own_derivatives import PRODUCTS
 from .recording import is_tracing
+from .region_batches import call_operator, differs_from_sample_to_sample, once, prepare_batches, program
 from .regions import COND, SCAN, WHILE, Region, floating
 from .retracing import captured_like, differentiable
 from .torch_private import is_functorch_wrapped
 
 Tensors = Sequence[Tensor]
-_MADE: "WeakKeyDictionary[Region, dict[Any, Any]]" = WeakKeyDictionary()
-
-
-def _once(region: Region, what: Any, make: Callable[[], Any]) -> Any:
-    """What was made for a region before, or is made now."""
-    made = _MADE.setdefault(region, {})
-    if what not in made:
-        made[what] = make()
-    return made[what]
-
-
-def _program(region: Region, number: int) -> Callable[..., tuple[Any, ...]]:
-    program: Program = _once(region, ("program", number), lambda: emit_python(region.graphs[number], name="region"))
-    return program.run
-
-
 # ---------------------------------------------------------------- running
 
 
 def _run(operands: Tensors, key: int) -> list[Tensor]:
     region: Region = held(key)
-    if is_tracing():
-        name = region.op.split(".")[1]
-        return list(getattr(torch.ops.pullback, name).default(list(operands), int(key)))
+    if is_tracing() and not (region.op == COND and is_functorch_wrapped(operands[0])):
+        prepare_batches(region, operands)
+        return call_operator(region, operands, key)
     return _RUNS[region.op](region, operands)
 
 
 def _cond(region: Region, operands: Tensors) -> list[Tensor]:
     predicate, *arguments = operands
-    yes, no = _program(region, 0), _program(region, 1)
+    yes, no = program(region, 0), program(region, 1)
     if is_functorch_wrapped(predicate):
         pairs = zip(yes(*arguments), no(*arguments), strict=True)
         return [torch.where(predicate, a, b) for a, b in pairs]
@@ -66,7 +48,7 @@ def _cond(region: Region, operands: Tensors) -> list[Tensor]:
 
 def _while(region: Region, operands: Tensors, seen: list[Tensors] | None = None) -> list[Tensor]:
     """Run a loop; `seen`: takes what was carried into each step."""
-    test, step = _program(region, 0), _program(region, 1)
+    test, step = program(region, 0), program(region, 1)
     carried, constants = list(operands[: region.carried]), operands[region.carried :]
     while _is_true(test(*carried, *constants)[0]):
         if seen is not None:
@@ -77,15 +59,12 @@ def _while(region: Region, operands: Tensors, seen: list[Tensors] | None = None)
 
 def _is_true(condition: Tensor) -> bool:
     if is_functorch_wrapped(condition):
-        raise CaptureError(
-            "the condition of a while_loop differs from sample to sample under vmap, so that they would not end "
-            "together: call the loop for one sample after the other, or bound it and use torch.where"
-        )
+        raise differs_from_sample_to_sample()
     return bool(condition)
 
 
 def _scan(region: Region, operands: Tensors) -> list[Tensor]:
-    step, count = _program(region, 0), region.carried
+    step, count = program(region, 0), region.carried
     carried, slices = list(operands[:count]), operands[count : count + region.sliced]
     constants, rows = operands[count + region.sliced :], []
     for t in range(slices[0].shape[0]):
@@ -162,7 +141,7 @@ def _pull_cond(region: Region, cotangents: Tensors, operands: Tensors) -> list[T
         graphs = tuple(map(_vjp, region.graphs))
         return remember(Region(COND, graphs, graphs[0].outputs))
 
-    return _run([*operands, *cotangents], _once(region, "pull", make))
+    return _run([*operands, *cotangents], once(region, "pull", make))
 
 
 def _push_cond(region: Region, operands: Tensors, tangents: Tensors) -> list[Tensor]:
@@ -170,7 +149,7 @@ def _push_cond(region: Region, operands: Tensors, tangents: Tensors) -> list[Ten
         graphs = tuple(map(_jvp, region.graphs))
         return remember(Region(COND, graphs, graphs[0].outputs))
 
-    return _run([*operands, *tangents], _once(region, "push", make))[len(region.results) :]
+    return _run([*operands, *tangents], once(region, "push", make))[len(region.results) :]
 
 
 # ---------------------------------------------------------------- loops of unknown length
@@ -178,7 +157,7 @@ def _push_cond(region: Region, operands: Tensors, tangents: Tensors) -> list[Ten
 
 def _pull_while(region: Region, cotangents: Tensors, operands: Tensors) -> list[Tensor]:
     """Run it again, with all it carried kept; then pull back through the steps, the last one first."""
-    back = _once(region, "pull", lambda: emit_python(_vjp(region.graphs[1]), name="pull_step")).run
+    back = once(region, "pull", lambda: emit_python(_vjp(region.graphs[1]), name="pull_step")).run
     seen: list[Tensors] = []
     _while(region, operands, seen)
     constants = list(operands[region.carried :])
@@ -196,7 +175,7 @@ def _push_while(region: Region, operands: Tensors, tangents: Tensors) -> list[Te
     def make() -> Key:
         values, fixed = inputs[:count], inputs[count:]
         like = [*values, *_floats(values), *fixed, *_floats(fixed)]
-        test = _program(region, 0)
+        test = program(region, 0)
         step = emit_python(_jvp(region.graphs[1]), name="push_step").run
 
         def condition(*xs: Tensor) -> Tensor:
@@ -212,7 +191,7 @@ def _push_while(region: Region, operands: Tensors, tangents: Tensors) -> list[Te
 
     moved, more = _split(tangents, moving)
     doubled = [*operands[:count], *moved, *operands[count:], *more]
-    return _run(doubled, _once(region, "push", make))[count:]
+    return _run(doubled, once(region, "push", make))[count:]
 
 
 def _floats(values: Sequence[Value]) -> list[Value]:
@@ -254,11 +233,11 @@ def _pull_scan(region: Region, cotangents: Tensors, operands: Tensors) -> list[T
         graph = _returning(step.graph, (*step.graph.outputs[: region.carried], *step.carried))
         return _scan_region(graph, length, region.carried, region.sliced)
 
-    kept = _run(operands, _once(region, "keep", keep))[region.carried :]
+    kept = _run(operands, once(region, "keep", keep))[region.carried :]
     arriving, of_rows = _split(cotangents, moving)
     totals = [torch.zeros_like(t) for t in constants if t.is_floating_point()]
     backwards = [t.flip(0) for t in (*kept, *slices, *of_rows)]
-    key = _once(region, "pull", lambda: _backward_scan(step, length))
+    key = once(region, "pull", lambda: _backward_scan(step, length))
     found = _run([*arriving, *totals, *backwards, *constants], key)
     pulled, totals, rows = _split(found, moving, len(totals))
     return [*pulled, *(row.flip(0) for row in rows), *totals]
@@ -284,7 +263,7 @@ def _push_scan(region: Region, operands: Tensors, tangents: Tensors) -> list[Ten
     step = _Step.of(region)
     carried, slices, constants = _split(operands, region.carried, region.sliced)
     moving, moved_slices = len(_floats(step.carried)), len(_floats(step.slices))
-    key = _once(region, "push", lambda: _forward_scan(step, len(slices[0])))
+    key = once(region, "push", lambda: _forward_scan(step, len(slices[0])))
     moved, of_slices, of_constants = _split(tangents, moving, moved_slices)
     found = _run([*carried, *moved, *slices, *of_slices, *constants, *of_constants], key)
     _, moved, _, of_rows = _split(found, len(carried), moving, len(step.rows))

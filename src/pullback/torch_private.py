@@ -67,6 +67,9 @@ sync: Callable[[Tensor], None] = _private("torch:_sync")
 is_batched_by_autograd: Callable[[Tensor], bool] = _private("torch._C._functorch:is_legacy_batchedtensor")
 is_functorch_wrapped: Callable[[Tensor], bool] = _private("torch._C._functorch:is_functorch_wrapped_tensor")
 functorch_unwrap: Callable[[Tensor], Tensor] = _private("torch._C._functorch:get_unwrapped")
+_is_batched: Callable[[Tensor], bool] = _private("torch._C._functorch:is_batchedtensor")
+_batch_axis: Callable[[Tensor], int] = _private("torch._C._functorch:maybe_get_bdim")
+_batch_level: Callable[[Tensor], int] = _private("torch._C._functorch:maybe_get_level")
 DisableAutocast: Any = _private("torch._C:_DisableAutocast")
 get_fastpath_enabled: Callable[[], bool] = _private("torch.backends.mha:get_fastpath_enabled")
 get_mkldnn_enabled: Callable[[], bool] = _private("torch._C:_get_mkldnn_enabled")
@@ -298,6 +301,16 @@ def outside_autocast(run: Callable[..., Any]) -> Callable[..., Any]:
             return run(*args, **kwargs)
 
     return unaffected
+
+
+def batch_level(tensor: Tensor) -> int:
+    """The innermost `vmap` that gives a tensor a batch axis, counted from 1; 0 if none does."""
+    return _batch_level(tensor) if _is_batched(tensor) else 0
+
+
+def without_batch(tensor: Tensor) -> tuple[Tensor, int]:
+    """The tensor with its innermost batch axis as an ordinary one, and which one that is."""
+    return functorch_unwrap(tensor), _batch_axis(tensor)
 
 
 HAS_DUAL_NUMBERS = "{quick}._current_level >= 0"  # the same as generated code, where `quick` is `forward_ad`
