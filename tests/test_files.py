@@ -377,8 +377,9 @@ def _first_node(change: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
 
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "a back end": (lambda p: p.update(backend="quantum"), "no back end 'quantum'"),
     "format": (lambda p: p.update(format="other"), "its format is 'other'"),
-    "version": (lambda p: p.update(version=2), "version 2 of the format, and this pullback reads 1"),
+    "version": (lambda p: p.update(version=3), "version 3 of the format, and this pullback reads 2"),
     "torch": (lambda p: p.update(torch="1.13.1"), r"compiled for PyTorch 1\.13\.1, and PyTorch 2\.13.* is running"),
     "byte order": (lambda p: p.update(byteorder="big"), "byte order"),
     "an operator that writes": (_first_node({"op": "aten.add_.Tensor"}), "no operator that a file may call"),

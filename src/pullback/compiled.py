@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .emit.backends import emit
+from .emit.backends import BACKENDS, Choice, emit
 from .encoding import UnknownContent
 from .errors import ArgumentError, ProgramFileError, SignatureError
 from .files import Contents, TensorType, dumps, loads, write_atomically
@@ -138,7 +138,8 @@ def load(path: str | os.PathLike[str]) -> CompiledFunction:
     """Load a compiled function that `CompiledFunction.save` wrote, without the function that it was compiled from.
 
     Nothing is traced, and nothing in the file is run as code: the program is put together anew from operators of an
-    allow-list.
+    allow-list, by the back end that it was compiled for; where that needs a compiler which is not there, as a Python
+    program, with a warning.
 
     Raises:
         ProgramFileError: the file is damaged or foreign, of another version of the format, was compiled for another
@@ -170,9 +171,12 @@ def _loaded(data: bytes, path: str) -> CompiledFunction:
 
 
 def _assembled(contents: Contents) -> CompiledFunction:
-    """Emit a program anew, and write the check of its signature."""
+    """Emit a program anew, by the same back end, and write the check of its signature."""
     assert contents.graph is not None
-    program = emit(contents.graph, contents.name, plain=True, returned=contents.returned)
+    if contents.backend not in BACKENDS:
+        raise UnknownContent(f"there is no back end {contents.backend[:40]!r}")
+    choice = Choice(contents.backend, "as it was compiled", 0.0)
+    program = emit(contents.graph, contents.name, plain=True, backend=choice, returned=contents.returned)
     args, kwargs = _examples(contents.args), _examples(contents.kwargs)
     signature = Signature.of(args, kwargs, contents.names)
     return CompiledFunction(contents, program.run, rebuilder(contents.structure), signature, program.code)

@@ -27,7 +27,7 @@ from .structure import Leaf, Structure
 from .torch_private import SUPPORTED
 
 FORMAT = "pullback program"
-VERSION = 1
+VERSION = 2
 _PROGRAM, _DIGEST = "program.json", "digest"
 _WRONG = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError, RuntimeError, OverflowError)
 
@@ -70,6 +70,7 @@ class Contents:
     captured: the tensors that the function read besides its arguments.
     differentiable: inputs, by number, that results depend on.
     plan: the plan as text.
+    backend: the back end that runs it, which gives the same bits where it is loaded.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Contents:
     captured: tuple[torch.Tensor, ...]
     differentiable: tuple[int, ...]
     plan: str
+    backend: str
 
 
 # ---------------------------------------------------------------- writing
@@ -111,6 +113,7 @@ def dumps(contents: Contents) -> bytes:
         "captured": [_encode_type(TensorType.of(tensor)) for tensor in contents.captured],
         "differentiable": list(contents.differentiable),
         "plan": contents.plan,
+        "backend": contents.backend,
     }
     parts = {_PROGRAM: json.dumps(program, allow_nan=False).encode()}
     parts |= {f"tensor/{k}": _bytes_of(tensor) for k, tensor in enumerate(contents.captured)}
@@ -227,6 +230,7 @@ def _contents(program: Mapping[str, Any], parts: Mapping[str, bytes]) -> Content
         tuple(captured),
         tuple(int(k) for k in program["differentiable"]),
         str(program["plan"]),
+        str(program["backend"]),
     )
     _check(contents, graph)
     return contents

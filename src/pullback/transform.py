@@ -16,7 +16,7 @@ from .collection import collection_paused
 from .compilation import Compiled
 from .compiled import CompiledFunction, types_of
 from .derivatives import Argnums, CapturedCall, Executable, check_call
-from .emit.backends import Auto, check_backend
+from .emit.backends import DEFAULT, Auto, check_backend
 from .errors import ArgumentError, CaptureError, PullbackError
 from .files import Contents
 from .graph import differentiable_inputs
@@ -144,6 +144,7 @@ class Transform:
             captured=tuple(flat[len(own or ()) :]),
             differentiable=differentiable,
             plan=str(executable.compiled.plan()) if executable.compiled is not None else "",
+            backend=program.backend if program is not None else DEFAULT,
         )
         code = program.code if program is not None else ""
         return CompiledFunction(contents, executable.run, executable.finish, signature, code)
