@@ -89,10 +89,21 @@ def loop_in_python(x: Tensor, w: Tensor) -> Tensor:
     return x.sum()
 
 
+def mapped(x: Tensor, w: Tensor) -> Tensor:
+    found = map_over(lambda row, y: {"a": (row * y * w).sin(), "b": row.sum() * CLOSED}, ROWS * w, x)
+    return (found["a"] * found["b"]).sum()
+
+
+def mapped_in_python(x: Tensor, w: Tensor) -> Tensor:
+    rows = ROWS * w
+    return ((rows * x * w).sin() * (rows.sum(1, keepdim=True) * CLOSED)).sum()
+
+
 NESTING: dict[str, tuple[Function, Function]] = {
     "branch": (branch, branch_in_python),
     "nested branches": (nested, nested_in_python),
     "scan": (scanned, scanned_in_python),
+    "map": (mapped, mapped_in_python),
     "scan from the end": (scanned_backwards, scanned_backwards_in_python),
 }
 ALL = NESTING | {"while": (loop, loop_in_python)}
@@ -266,7 +277,10 @@ REFUSED: dict[str, tuple[Function, str]] = {
         lambda x: while_loop(lambda y: y.sum() > 0, lambda y: y[:1], (x,)),
         r"while_loop carries \['float64\[4\]'\] into a step and \['float64\[1\]'\]",
     ),
-    "another operator": (lambda x: map_over(torch.sin, x), "'map_impl', which is not done yet"),
+    "another operator": (
+        lambda x: torch.ops.higher_order.strict_mode(torch.sin, (x,)),
+        "'strict_mode', which is not done yet",
+    ),
 }
 
 

@@ -123,6 +123,10 @@ def test_products(name: str) -> None:
             pushed = torch.func.jvp(theirs, point, TANGENTS)
         torch.testing.assert_close(pullback.value_and_grad(ours, (0, 1, 2))(*point), (value, gradient))
         torch.testing.assert_close(pullback.jvp(ours, point, TANGENTS), pushed)
+        leaves = tuple(x.clone().requires_grad_() for x in point)
+        with pullback.record() as tape:
+            loss = ours(*leaves)
+        torch.testing.assert_close(tape.grad(loss, leaves), gradient)
 
 
 @pytest.mark.parametrize("name", NESTING)

@@ -65,8 +65,8 @@ INSIDE: dict[str, tuple[Callable[[Tensor], object], str]] = {
         "a tensor of layout torch.sparse_coo",
     ),
     "an operator that takes functions": (
-        lambda x: torch.ops.higher_order.map_impl(lambda x: (x * 1,), (x,), ()),
-        "operator 'map_impl'",
+        lambda x: torch.ops.higher_order.strict_mode(torch.sin, (x * 1,)),
+        "operator 'strict_mode'",
     ),
 }
 

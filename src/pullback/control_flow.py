@@ -1,4 +1,4 @@
-"""Control flow as nodes: `torch.cond`, `while_loop` and `scan` while a function is captured.
+"""Control flow as nodes: `torch.cond`, `while_loop`, `scan` and `map` while a function is captured.
 
 PyTorch's functions end in operators that take Python functions.  These are captured one by one; what they read besides
 their arguments becomes an operand of the node.
@@ -39,10 +39,15 @@ def record_region(trace: Trace, capture: Capture, op: Any, args: tuple[Any, ...]
 
     Raises CaptureError for one that is not done yet, and for branches or steps that do not fit each other.
     """
-    recorders: dict[str, Callable[..., Any]] = {"cond": _cond, "while_loop": _while_loop, "scan": _scan}
+    recorders: dict[str, Callable[..., Any]] = {
+        "cond": _cond,
+        "while_loop": _while_loop,
+        "scan": _scan,
+        "map_impl": _map,
+    }
     if op.name() not in recorders:
         problem = f"f uses the control-flow operator {op.name()!r}, which is not done yet"
-        raise refusal(problem, "Write it as plain tensor code, or use torch.cond, while_loop or scan.")
+        raise refusal(problem, "Write it as plain tensor code, or use torch.cond, while_loop, scan or map.")
     return recorders[op.name()](_Recording(trace, capture, op.name()), *args, **kwargs)
 
 
@@ -125,6 +130,11 @@ def _scan(recording: _Recording, combine: Any, carried: Any, slices: Any, consta
     stacked = tuple(replace(v, shape=(length, *v.shape)) for v in graph.outputs[count:])
     region = Region(SCAN, (graph,), (*graph.outputs[:count], *stacked), carried=count, sliced=len(slices))
     return private.tree_unflatten(recording.record(region, [*carried, *slices, *constants], outputs), spec)
+
+
+def _map(recording: _Recording, function: Any, slices: Any, constants: Any) -> Any:
+    """A scan that carries nothing."""
+    return _scan(recording, function, (), slices, constants)
 
 
 def _check_carried(name: str, after: Sequence[Any], before: Sequence[Any]) -> None:

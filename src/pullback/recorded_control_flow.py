@@ -1,4 +1,4 @@
-"""`torch.cond`, `while_loop` and `scan` inside a record: the Python that they stand for, which is recorded as such."""
+"""`torch.cond`, `while_loop`, `scan` and `map` inside a record: the Python that they stand for, which is recorded."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,8 +29,11 @@ def _cond(predicate: Any, yes: Callable[..., Any], no: Callable[..., Any], opera
 
 
 def _while_loop(condition: Any, body: Any, carried: Sequence[Any], constants: Sequence[Any] = ()) -> tuple[Any, ...]:
+    given = carried
     while bool(condition(*carried, *constants)):
         carried = body(*carried, *constants)
+    if carried is given:  # the results have memory of their own
+        return tuple(t.clone() if isinstance(t, torch.Tensor) else t for t in carried)
     return tuple(carried)
 
 
@@ -43,7 +46,16 @@ def _scan(combine: Any, carried: Sequence[Any], slices: Sequence[Any], constants
     return private.tree_unflatten([*carried, *map(torch.stack, zip(*rows, strict=True))], spec)
 
 
-CONTROL_FLOW: dict[str, Callable[..., Any]] = {"cond": _cond, "while_loop": _while_loop, "scan": _scan}
+def _map(function: Any, slices: Sequence[Any], constants: Sequence[Any] = ()) -> Any:
+    return _scan(function, (), slices, constants)
+
+
+CONTROL_FLOW: dict[str, Callable[..., Any]] = {
+    "cond": _cond,
+    "while_loop": _while_loop,
+    "scan": _scan,
+    "map_impl": _map,
+}
 
 
 def _where_nothing_records() -> Callable[..., Any]:
