@@ -332,6 +332,41 @@ def test_jacobians_in_rows_columns_chunks_and_batches() -> None:
     torch.testing.assert_close(inside, 3 * X.exp())
 
 
+@pytest.mark.parametrize("way", ["generated", "written"])
+def test_batches_of_functions_in_a_record(way: str) -> None:
+    """By a rule that PyTorch makes, and by one that the author wrote, which is recorded like other code."""
+
+    class Generated(torch.autograd.Function):
+        generate_vmap_rule = way == "generated"
+
+        @staticmethod
+        def forward(x: Tensor, y: Tensor) -> Tensor:
+            return x.exp() * y
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+            ctx.save_for_backward(output, inputs[0])
+
+        @staticmethod
+        def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, Tensor]:
+            output, x = ctx.saved_tensors
+            return 3 * cotangent * output, cotangent * x.exp()
+
+    if way == "written":
+        rule = lambda info, axes, x, y: (Generated.apply(x.movedim(axes[0], 0), 2 * y) * x.cos(), 0)  # noqa: E731
+        Generated.vmap = staticmethod(rule)  # type: ignore[method-assign]
+    x, y = X.clone().requires_grad_(), X[0].clone().requires_grad_()
+    with pullback.record() as tape:
+        found = (torch.vmap(Generated.apply, (0, None))(x, y) * X).sum()
+    gradient = tape.grad(found, (x, y))
+    if way == "generated":
+        expected = 3 * X.exp() * X[0] * X, (X.exp() * X).sum(0)
+    else:
+        inner = X.exp() * 2 * X[0]
+        expected = (3 * inner * X.cos() - inner * X.sin()) * X, (2 * X.exp() * X.cos() * X).sum(0)
+    torch.testing.assert_close(gradient, expected)
+
+
 def test_a_backward_that_clips_serves_gradients_only() -> None:
     def f(x: Tensor) -> Tensor:
         return (Clipped.apply(x) * 3).sum()
@@ -343,6 +378,39 @@ def test_a_backward_that_clips_serves_gradients_only() -> None:
             transform(X)
     with pytest.raises(pullback.MissingRuleError, match="not linear"):
         pullback.jvp(f, (X,), (X,))
+
+
+class Sine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        return Cosine.apply(ctx.saved_tensors[0]) * cotangent
+
+
+class Cosine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.cos()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        return -Sine.apply(ctx.saved_tensors[0]) * cotangent
+
+
+def test_backwards_that_call_each_other() -> None:
+    """As often as they were captured inside each other."""
+    x = torch.tensor(0.7, dtype=torch.float64)
+    derivative: Callable[[Tensor], Tensor] = Sine.apply
+    for expected in (x.cos(), -x.sin(), -x.cos(), x.sin()):
+        derivative = pullback.grad(derivative)
+        torch.testing.assert_close(derivative(x), expected)
+    with pytest.raises(pullback.MissingRuleError, match=r"Sine, called at .*calls itself"):
+        pullback.grad(derivative)(x)
 
 
 def spiral(power: int) -> Any:

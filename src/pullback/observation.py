@@ -20,7 +20,7 @@ from .composites import COMPOSITES
 from .interception import INTERCEPTED, KERNELS, Interceptor, is_initialisation, plain
 from .mutations import ADAPTED, write
 from .recipes import AS_STRIDED, RECIPES, Kind, recipe_of
-from .recorded_control_flow import CONTROL_FLOW, not_done, run_control_flow
+from .recorded_control_flow import CONTROL_FLOW, CUSTOM_FUNCTION, not_done, run_control_flow
 from .recorded_functions import record_operator
 from .recording import CURRENT
 from .scribe import Scribe, refuse
@@ -111,7 +111,7 @@ def _treatment(function: Any) -> _Treatment:
     intercept = INTERCEPTED.get(function)
     if intercept is None and getattr(function, "__name__", "") == "__get__" and function not in VIEWS:
         intercept = plain
-    if isinstance(function, private.HigherOrderOperator) and function.name() in CONTROL_FLOW:
+    if isinstance(function, private.HigherOrderOperator) and function.name() in (*CONTROL_FLOW, CUSTOM_FUNCTION):
         intercept = run_control_flow
     call = COMPOSITES.get(function, function)
     if function in KERNELS:

@@ -22,6 +22,7 @@ class OwnDerivative:
     results: how many cotangents it takes.
     from_results: for what was saved and is itself a result: its place among the saved, and the number of the result.
     once: whether it is marked as `once_differentiable`.
+    is_cut: whether it stands at the end of backwards that call each other, of which only so many are captured.
     title: what the user calls it; source: where it was called.
     """
 
@@ -31,3 +32,4 @@ class OwnDerivative:
     once: bool
     title: str
     source: Source | None
+    is_cut: bool = False

@@ -12,10 +12,28 @@ from .shared_settings import Shared, setting
 from .tapes import THREAD
 
 
+CUSTOM_FUNCTION = "custom_function_call"  # a `torch.autograd.Function` under `vmap`
+
+
 def run_control_flow(above: Any, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run one of PyTorch's control-flow operators, with everything that it calls recorded."""
+    """Run one of PyTorch's operators that take functions, with everything that it calls recorded."""
+    if function.name() == CUSTOM_FUNCTION:
+        return function(_batching_seen(args[0], above), *args[1:], **kwargs)
     with above:
         return CONTROL_FLOW[function.name()](*args, **kwargs)
+
+
+def _batching_seen(cls: Any, above: Any) -> Any:
+    """A `torch.autograd.Function` whose own rule for batches is code of the block, like any other."""
+    rule = cls.vmap
+    if rule is torch.autograd.Function.vmap:
+        return cls
+
+    def batched(*args: Any) -> Any:
+        with above:
+            return rule(*args)
+
+    return type(cls.__name__, (cls,), {"vmap": staticmethod(batched)})
 
 
 def not_done(function: Any) -> RecordError:

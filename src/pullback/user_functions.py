@@ -8,6 +8,7 @@ Saved tensors are operands of `attach`, so that they have derivatives too: the b
 """
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor
 
 from . import torch_private as private
+from .dtypes import dtype_name
 from .function_calls import function_calls_handled, is_checkpoint
+from .graph import Graph, Value
 from .keys import remember
 from .library import LIBRARY
 from .own_derivatives import OwnDerivative
@@ -218,7 +221,33 @@ def _attached(call: Call, trace: Trace, capture: Capture) -> Call:
     return call.with_results(tuple(as_before(next(attached), r) if k in numbers else r for k, r in results))
 
 
+class _Backwards(threading.local):
+    """The backwards that are being captured in a thread, one inside the other."""
+
+    def __init__(self) -> None:
+        self.stack: list[Callable[..., Any]] = []
+
+
+_BACKWARDS = _Backwards()
+DEEPEST = 2  # so many captures of one backward inside each other: sine's calls cosine's, which calls sine's
+
+
 def _captured_backward(call: Call, capture: Capture) -> tuple[OwnDerivative, list[Tensor]]:
+    """The backward as a graph, and what that reads; what calls itself is cut off after some rounds."""
+    stack = _BACKWARDS.stack
+    if stack.count(call.backward) >= DEEPEST:
+        values = as_pairs([call.results[k] for k in call.differentiable])
+        given = tuple(Value("cotangent", tuple(v.shape), dtype_name(v.dtype)) for v in values)
+        graph = Graph(given, (), (None,) * len(call.inputs))
+        return OwnDerivative(graph, len(given), {}, call.once, call.title, user_source(), is_cut=True), []
+    stack.append(call.backward)
+    try:
+        return _backward_graph(call, capture)
+    finally:
+        stack.pop()
+
+
+def _backward_graph(call: Call, capture: Capture) -> tuple[OwnDerivative, list[Tensor]]:
     kept = call.context._saved
     saved = [t for t in kept if isinstance(t, Tensor)]
     values = [call.results[k] for k in call.differentiable]

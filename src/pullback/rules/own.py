@@ -7,7 +7,7 @@ written out.  There is one entry for all of them, so that its samples are the fu
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import RuleError
+from ..errors import MissingRuleError, RuleError
 from ..graph import Node, Value
 from ..keys import held
 from ..own_derivatives import ATTACH, FUNCTION, OwnDerivative
@@ -24,12 +24,21 @@ class Own(Rule):
         """A kernel for an argument; nothing for values and for what was saved, which are constants here."""
         values, inputs, _, key = call.node.args
         own: OwnDerivative = held(key)
+        _require_captured(call, own)
         place = operand - len(values)
         if not 0 <= place < len(inputs) or own.graph.outputs[place] is None:
             return ()
         saved = saved_values(call.node, own)
         pull = Application("pullback.own_pull.default", (HOLE, saved, key, output, place))
         return (Kernel(Application("pullback.own_push.default", (HOLE, saved, key, output, place)), pull),)
+
+
+def _require_captured(call: Call, own: OwnDerivative) -> None:
+    if own.is_cut:
+        raise MissingRuleError(
+            f"the backward of {own.title}, called at {call.node.source}, calls itself, perhaps through another one, "
+            "and a derivative of this order was not captured: write it as plain tensor code"
+        )
 
 
 def saved_values(node: Node, own: OwnDerivative) -> tuple[Value, ...]:
@@ -43,6 +52,7 @@ def _pull(call: Call, cotangents: Sequence[Value | None], wanted: Sequence[bool]
     """The whole backward at once."""
     values, inputs, _, key = call.node.args
     own: OwnDerivative = held(key)
+    _require_captured(call, own)
     pairs = zip(cotangents, own.graph.inputs[: own.results], strict=True)
     given = tuple(cotangent_or_zeros(call, c, like) for c, like in pairs)
     types = [None if out is None else (v.shape, v.dtype) for out, v in zip(own.graph.outputs, inputs, strict=True)]
