@@ -602,3 +602,69 @@ def recorded_twice(f: Callable[..., Tensor]) -> list[Tensor]:
 def test_functions_of_complex_numbers_recorded() -> None:
     for _ in range(3):
         torch.testing.assert_close(recorded_twice(spirals), recorded_twice(spirals_in_plain_code))
+
+
+# ---------------------------------------------------------------- operators with lists, and arguments by name alone
+
+
+@torch.library.custom_op("pullback_tests::products", mutates_args=())
+def products(xs: list[Tensor], y: Tensor, *, scale: float = 2.0) -> list[Tensor]:
+    return [x * y * scale for x in xs]
+
+
+@products.register_fake
+def _(xs: list[Tensor], y: Tensor, *, scale: float = 2.0) -> list[Tensor]:
+    return [torch.empty_like(x) for x in xs]
+
+
+def _save_products(ctx: Any, inputs: Any, keyword_only_inputs: Any, output: Any) -> None:
+    ctx.save_for_backward(*inputs[0], inputs[1])
+    ctx.scale = keyword_only_inputs["scale"]
+
+
+def _products_backward(ctx: Any, cotangents: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+    *xs, y = ctx.saved_tensors
+    assert [len(ctx.needs_input_grad[0]), ctx.needs_input_grad[1]] == [len(xs), True]
+    weighted = [g * x for g, x in zip(cotangents, xs, strict=True)]
+    return [3 * g * y for g in cotangents], ctx.scale * torch.stack(weighted).sum(0)
+
+
+products.register_autograd(_products_backward, setup_context=_save_products)
+
+
+@torch.library.custom_op("pullback_tests::counted", mutates_args=("count",))
+def counted(x: Tensor, count: Tensor) -> Tensor:
+    count.add_(1)
+    return x * 2
+
+
+@counted.register_fake
+def _(x: Tensor, count: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def test_operators_with_lists_and_arguments_by_name() -> None:
+    def f(x: Tensor, y: Tensor) -> Tensor:
+        first, second = products([x, x * y], y, scale=5.0)
+        (third,) = torch.ops.pullback_tests.products([y], y)
+        return (first * second).sum() + third.sum()
+
+    with reference():
+        x, y = X.clone().requires_grad_(), (X + 1).requires_grad_()
+        expected = torch.autograd.grad(f(x, y), (x, y), create_graph=True)
+        slope = (expected[0] * X).sum() + (expected[1] * X).sum()
+        transposed = torch.autograd.grad(slope, (x, y))
+    torch.testing.assert_close(pullback.grad(f, (0, 1))(X, X + 1), tuple(g.detach() for g in expected))
+    gradient = pullback.grad(f, (0, 1))
+    pulled = pullback.vjp(gradient, X, X + 1)[1]((X, X))
+    torch.testing.assert_close(pulled, transposed)
+    leaves = X.clone().requires_grad_(), (X + 1).requires_grad_()
+    with pullback.record() as tape:
+        value = f(*leaves)
+    torch.testing.assert_close(tape.grad(value, leaves), tuple(g.detach() for g in expected))
+
+
+def test_operators_that_change_an_argument_are_refused() -> None:
+    count = torch.zeros((), dtype=torch.float64)
+    with pytest.raises(pullback.CaptureError, match=r"counted.*operator of your own, changes an argument in place"):
+        pullback.grad(lambda x: counted(x, count).sum())(X)

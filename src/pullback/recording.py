@@ -25,6 +25,7 @@ from .torch_private import storage
 
 ATEN = torch.ops.aten
 DETACH, LIFT_FRESH = ATEN.detach.default, ATEN.lift_fresh.default
+BUILT_IN = ("aten", "prims", "pullback", "inductor", "quantized")
 CLONE, COPY = ATEN.clone.default, ATEN.copy_.default
 
 
@@ -219,6 +220,9 @@ class Recorder(private.TorchDispatchMode):
         self.source, self.scope = user_source(), self.trace.scope
         mutates, stopping = private.schema(op).is_mutable, not torch.is_grad_enabled()
         written = targets(op, args, kwargs) if mutates else []
+        if mutates and op.namespace not in BUILT_IN:
+            problem = f"{op}, an operator of your own, changes an argument in place"
+            raise refusal(problem, "Let it return a new tensor, and copy that outside of it: x.copy_(op(x)).")
         if self.trace.copies:
             with self:
                 self.trace.copies.before((args, kwargs), written)

@@ -9,7 +9,7 @@ Saved tensors are operands of `attach`, so that they have derivatives too: the b
 
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -56,7 +56,7 @@ class Context:
     """What stands in for PyTorch's `ctx` while forward and backward are captured."""
 
     def __init__(self, needs_input_grad: tuple[bool, ...], title: str) -> None:
-        self.needs_input_grad = needs_input_grad
+        self.needs_input_grad: tuple[Any, ...] = needs_input_grad
         self._title = title
         self._saved: tuple[Any, ...] = ()
         self._constant: tuple[Tensor, ...] = ()
@@ -139,15 +139,38 @@ def call_function(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any], needs
 
 
 def call_operator(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Call:
-    """A call of a user's operator with the derivative that `register_autograd` gave it."""
+    """A call of a user's operator with the derivative that `register_autograd` gave it; lists of tensors are flat."""
     definition = private.custom_operators[op._name.partition(".")[0]]
-    arguments = tuple(_operator_arguments(op, args, kwargs))
-    context = Context(tuple(map(is_continuous, arguments)), str(op))
+    arguments, keywords = _operator_arguments(op, args, kwargs)
+    flat = tuple(item for a in arguments for item in _items(a, a))
+    context = Context(tuple(map(is_continuous, flat)), str(op))  # the backward is told list by list
     if definition._setup_context_fn is not None:
-        definition._setup_context_fn(context, arguments, result)
-    is_sequence = isinstance(result, (tuple, list))
-    results = tuple(result) if is_sequence else (result,)
-    return Call(str(op), arguments, results, context, *_unwrapped(definition._backward_fn), is_sequence)
+        further = {"keyword_only_inputs": keywords} if keywords else {}
+        definition._setup_context_fn(ctx=context, inputs=arguments, **further, output=result)
+    context.needs_input_grad = tuple(map(_needs, arguments))
+    backward, once = _unwrapped(definition._backward_fn)
+    results, spec = private.tree_flatten(result)
+
+    def flat_backward(ctx: Context, *cotangents: Any) -> tuple[Any, ...]:
+        given = private.tree_unflatten(list(cotangents), spec)
+        found = backward(ctx, *(given if isinstance(result, tuple) else (given,)))
+        found = found if isinstance(found, tuple) else (found,)
+        padded = (*found, *[None] * (len(arguments) - len(found)))
+        return tuple(c for own, a in zip(padded, arguments, strict=False) for c in _items(own, a))
+
+    return Call(str(op), flat, tuple(results), context, flat_backward, once, isinstance(result, (tuple, list)))
+
+
+def _needs(argument: Any) -> Any:
+    """Whether an argument may have a derivative; of a list, whether each of its items may."""
+    return list(map(is_continuous, argument)) if isinstance(argument, (list, tuple)) else is_continuous(argument)
+
+
+def _items(value: Any, argument: Any) -> list[Any]:
+    """What belongs to an argument, item by item where that is a list."""
+    if not isinstance(argument, (list, tuple)):
+        return [value]
+    return [None] * len(argument) if value is None else list(value)
 
 
 def apply_function(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any], trace: Trace, capture: Capture) -> Any:
@@ -165,7 +188,8 @@ def attach_operator(trace: Trace, capture: Capture, op: Any, args: Any, kwargs: 
     """The results of an operator; those of a user's, with the derivative that `register_autograd` gave it."""
     if not has_own_derivative(op):
         return result
-    return _attached(call_operator(op, args, kwargs, result), trace, capture).output
+    found = _attached(call_operator(op, args, kwargs, result), trace, capture).results
+    return private.tree_unflatten(list(found), private.tree_flatten(result)[1])
 
 
 def has_own_derivative(op: Any) -> bool:
@@ -176,12 +200,18 @@ def has_own_derivative(op: Any) -> bool:
     return definition is not None and definition._backward_fn is not None
 
 
-def _operator_arguments(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+def _operator_arguments(
+    op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments that may be given by position, and those that are given by name, with their defaults."""
+    positional, by_name = [], {}
     for k, argument in enumerate(private.schema(op).arguments):
-        if k < len(args):
-            yield args[k]
-        elif not argument.kwarg_only:
-            yield kwargs.get(argument.name, argument.default_value)
+        given = args[k] if k < len(args) else kwargs.get(argument.name, argument.default_value)
+        if argument.kwarg_only:
+            by_name[argument.name] = given
+        else:
+            positional.append(given)
+    return tuple(positional), by_name
 
 
 def _bound(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
