@@ -11,7 +11,6 @@ from .scribe import refuse
 from .shared_settings import Shared, setting
 from .tapes import THREAD
 
-
 CUSTOM_FUNCTION = "custom_function_call"  # a `torch.autograd.Function` under `vmap`
 
 
