@@ -4,15 +4,18 @@
 
 The tasks of the table, and random programs drawn from seeds, are compiled in the orders auto, forward and reverse, and
 timed through the public call, in turn, on arguments that are new for each round.  The calibration uses none of them: it
-times single operators.
+times single operators.  A prediction is compared with the quickest of the rounds, which other work disturbed least, and
+the orders with each other round by round.  `--out` writes a page, and all figures beside it as JSON.
 """
 
 import argparse
+import json
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -30,6 +33,7 @@ import pullback
 OTHERS = ("forward", "reverse")
 HOPELESS = 20  # times as long as the chosen order, predicted: not tried, it may not even fit into memory
 ROUNDS = 7
+Options = dict[str, Any]
 LONGEST = 20.0  # seconds of samples of one program: of slower ones there are fewer rounds
 
 
@@ -42,25 +46,25 @@ class Program:
     arguments: Callable[[int], tuple[Any, ...]]
 
 
-def of_task(task: Task, backend: str) -> Program:
+def of_task(task: Task, options: Options) -> Program:
     """A task of the table."""
     kind = getattr(pullback, f"batch_{task.derivative}" if task.batched else task.derivative)
 
     def transform(order: str) -> Any:
-        return kind(bound(task, torch_functions), task.positions, order=order, backend=backend)
+        return kind(bound(task, torch_functions), task.positions, order=order, **options)
 
     return Program(task.name, transform, lambda seed: tensors(task.arguments(seed)))
 
 
-def tasks(patterns: Sequence[str], backend: str) -> Iterator[Program]:
+def tasks(patterns: Sequence[str], options: Options) -> Iterator[Program]:
     """Those that are one derivative, which can be taken in several orders."""
     for task in TASKS.values():
         is_wanted = any(fnmatchcase(task.name, pattern) for pattern in patterns)
         if is_wanted and task.derivative in ("jacobian", "hessian", "value_and_grad"):
-            yield of_task(task, backend)
+            yield of_task(task, options)
 
 
-def random_program(seed: int, backend: str) -> Program:
+def random_program(seed: int, options: Options) -> Program:
     """A vector of some size through some steps, each of which reads one or two of the vectors before it."""
     generator = random.Random(seed)
     sizes = [generator.choice([4, 16, 64, 128]) for _ in range(generator.randint(3, 9))]
@@ -83,18 +87,21 @@ def random_program(seed: int, backend: str) -> Program:
     def arguments(_: int) -> tuple[Tensor, list[Tensor]]:
         return torch.randn(size), mixers
 
-    return Program(f"random {seed}", lambda order: pullback.jacobian(f, order=order, backend=backend), arguments)
+    return Program(f"random {seed}", lambda order: pullback.jacobian(f, order=order, **options), arguments)
 
 
 @dataclass(frozen=True)
 class Found:
     """What one program takes.
 
+    order, backend: the chosen ones.
     predicted, measured: seconds of a call in the chosen order.
     behind: how many times as long as in the fastest of it, forward and reverse that takes.
     """
 
+    name: str
     order: str
+    backend: str
     predicted: float
     measured: float
     behind: float
@@ -130,7 +137,7 @@ def measure(program: Program) -> Found:
     rounds = min(ROUNDS, max(1, int(LONGEST / sum(once(t, first) for t in chosen)) - 5))
     _, samples = sample_together(chosen, lambda: program.arguments(next(seeds)), rounds)
     behind = max([1.0, *(median(one[0] / one[k] for one in samples) for k in range(1, len(chosen)))])
-    return Found(plan.order.name, plan.seconds, median(one[0] for one in samples), behind)
+    return Found(program.name, plan.order.name, plan.backend, plan.seconds, min(one[0] for one in samples), behind)
 
 
 def once(transform: Any, arguments: tuple[Any, ...]) -> float:
@@ -142,42 +149,76 @@ def once(transform: Any, arguments: tuple[Any, ...]) -> float:
 
 def main() -> int:
     """Measure all, and print what holds."""
-    parser = argparse.ArgumentParser(description="Predicted seconds and chosen orders against measurements.")
-    parser.add_argument("--calibrate", action="store_true", help="measure this machine first, and keep the figures")
-    parser.add_argument("--task", action="append", help="only tasks that fit this pattern; may be repeated")
-    parser.add_argument("--random", type=int, default=50, help="how many random programs (default %(default)s)")
-    parser.add_argument("--backend", default="auto", help="default %(default)s")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default %(default)s")
-    given = parser.parse_args()
+    given = arguments()
     torch.set_num_threads(1)
     use_clock(given.clock)
     if given.calibrate:
         for dtype in (torch.float32, torch.float64):
             print(pullback.calibrate(dtype=dtype))
-    print(f"{environment()}, {given.clock} clock")
+    head = f"{environment()}, {given.clock} clock, backend {given.backend}, {given.expected_calls:,} expected calls"
+    print(head)
+    options = {"backend": given.backend, "expected_calls": given.expected_calls}
     groups = {
-        "tasks": list(tasks(given.task or ["*"], given.backend)),
-        "random programs": [random_program(seed, given.backend) for seed in range(given.random)],
+        "tasks": list(tasks(given.task or ["*"], options)),
+        "random programs": [random_program(seed, options) for seed in range(given.random)],
     }
     found = {name: [report(program) for program in programs] for name, programs in groups.items()}
-    holds = [conclude(name, results) for name, results in found.items() if results]
-    return int(not all(holds))
+    concluded = {name: conclusion(name, results) for name, results in found.items() if results}
+    print("\n".join(concluded.values()))
+    if given.out is not None:
+        save(given.out, head, found, list(concluded.values()))
+    return int(not all(holds(results) for results in found.values() if results))
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="Predicted seconds and chosen orders against measurements.")
+    parser.add_argument("--calibrate", action="store_true", help="measure this machine first, and keep the figures")
+    parser.add_argument("--task", action="append", help="only tasks that fit this pattern; may be repeated")
+    parser.add_argument("--random", type=int, default=50, help="how many random programs (default %(default)s)")
+    parser.add_argument("--backend", default="auto", help="default %(default)s")
+    parser.add_argument("--expected-calls", type=int, default=1_000, help="default %(default)s")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default %(default)s")
+    parser.add_argument("--out", type=Path, help="write a page to this file, and the figures beside it as JSON")
+    return parser.parse_args()
 
 
 def report(program: Program) -> Found:
     """Measure one, and print it."""
     found = measure(program)
-    ratio = f"{found.predicted * 1e6:>11.1f} µs / {found.measured * 1e6:>11.1f} µs = {found.ratio:.2f}"
     marks = "" if found.is_near and found.is_fast else "   <--"
-    print(f"{program.name:36}{found.order:>9}{ratio}   behind {found.behind:.2f}{marks}", flush=True)
+    print(f"{found.name:36}{found.order:>9}{found.backend:>8}{text(found)}{marks}", flush=True)
     return found
 
 
-def conclude(name: str, results: list[Found]) -> bool:
-    """Print how many hold."""
+def text(found: Found) -> str:
+    """Predicted and measured seconds, and how far the chosen order is behind the fastest."""
+    times = f"{found.predicted * 1e6:>11.1f} µs / {found.measured * 1e6:>11.1f} µs = {found.ratio:.2f}"
+    return f"{times}   behind {found.behind:.2f}"
+
+
+def conclusion(name: str, results: Sequence[Found]) -> str:
+    """How many hold."""
     near, fast = sum(one.is_near for one in results), sum(one.is_fast for one in results)
-    print(f"{name}: predicted within a factor 2: {near} of {len(results)}; chosen within 15 % of the fastest: {fast}")
-    return near >= 0.8 * len(results) and fast == len(results)
+    return f"{name}, {len(results)}: predicted within a factor 2: {near}; chosen within 15 % of the fastest: {fast}"
+
+
+def holds(results: Sequence[Found]) -> bool:
+    """Whether predictions are near, and choices good."""
+    return sum(one.is_near for one in results) >= 0.8 * len(results) and all(one.is_fast for one in results)
+
+
+def save(path: Path, head: str, found: dict[str, list[Found]], concluded: Sequence[str]) -> None:
+    """Write a page, and all figures beside it as JSON."""
+    data = {"environment": head, "results": {name: [asdict(one) for one in each] for name, each in found.items()}}
+    path.with_suffix(".json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    lines = ["# Predicted and measured", "", head, "", *(f"- {line}" for line in concluded), ""]
+    lines += ["| | order | back end | predicted, µs | measured, µs | ratio | behind the fastest order |"]
+    lines += ["|---|---|---|---:|---:|---:|---:|"]
+    for one in (one for each in found.values() for one in each):
+        times = f"{one.predicted * 1e6:.1f} | {one.measured * 1e6:.1f} | {one.ratio:.2f} | {one.behind:.2f}"
+        lines.append(f"| {one.name.replace('*', '&#42;')} | {one.order} | {one.backend} | {times} |")
+    path.with_suffix(".md").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,17 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     before = set(sys.modules)
     yield importlib.import_module
     for name in set(sys.modules) - before:
-        if name.split(".")[0] in {"harness", "comparison", "report", "targets", "run", "setup_peers", "peers", "tasks"}:
+        if name.split(".")[0] in {
+            "harness",
+            "comparison",
+            "report",
+            "targets",
+            "run",
+            "predictions",
+            "setup_peers",
+            "peers",
+            "tasks",
+        }:
             del sys.modules[name]
 
 
@@ -302,6 +312,25 @@ def test_ours_may_compile_for_as_many_calls_as_the_head_says(
     run.main()
     assert told == [{"backend": "auto", "expected_calls": 1_000_000}]
     assert "backend auto, 1,000,000 expected calls" in (tmp_path / "results.md").read_text()
+
+
+def test_predictions_are_compared_and_kept(
+    table: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predictions: ModuleType = table("predictions")  # type: ignore[operator]
+    monkeypatch.setattr(predictions, "ROUNDS", 1)
+    out = tmp_path / "predictions.md"
+    given = ["predictions.py", "--task", "heart dipole", "--random", "1", "--backend", "python", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", given)
+    predictions.main()
+    results = json.loads(out.with_suffix(".json").read_text())["results"]
+    assert [one["name"] for group in results.values() for one in group] == ["heart dipole", "random 0"]
+    for one in (one for group in results.values() for one in group):
+        assert one["backend"] == "python"
+        assert 0.1 < one["predicted"] / one["measured"] < 10  # of the right size, on whatever machine
+        assert one["behind"] >= 1
+    assert "predicted within a factor 2" in capsys.readouterr().out
+    assert "| random 0 | " in out.read_text()
 
 
 def test_tasks_are_the_same_in_every_process(table: object) -> None:

@@ -126,7 +126,9 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
 def test_auto_is_never_worse_than_either(name: str, argnum: int) -> None:
     f, arguments = FUNCTIONS[name]
     plans = {order: pullback.jacobian(f, argnum, order=order).plan(*arguments) for order in (*ORDERS, "auto")}
-    assert plans["auto"].seconds <= min(plans[order].seconds for order in ORDERS)
+    # A gradient of one number is taken in reverse, without comparing: the best but for what a call or two takes.
+    slack = 1e-3 if plans["auto"].predictions.keys() == {"reverse"} else 0.0
+    assert plans["auto"].seconds <= (1 + slack) * min(plans[order].seconds for order in ORDERS)
     for order in ORDERS:
         alone = plans[order].predictions[order]
         assert plans["auto"].predictions.get(order, alone) == alone

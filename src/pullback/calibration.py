@@ -14,14 +14,16 @@ from typing import Any
 
 import torch
 
-from .cost import CostModel, shipped_model
+from .cost import CACHED, CostModel, shipped_model
 from .dtypes import dtype_name, torch_dtype
 from .errors import ArgumentError
 from .graph import FLOATING, Value
 from .private_files import cache_directory, is_private
 
 SAMPLES, SECONDS = 100, 0.001  # how often each piece of work is timed, and for how long
-_FIGURES = ("launch", "view", "multiplication", "entry", "heavy")
+OF_LAUNCH, OF_VIEW = 2.2, 1.25  # times as long as in a loop: the Python around, and caches that others have filled
+FEW = 10  # how often what takes long is timed
+_FIGURES = ("launch", "view", "multiplication", "entry", "streamed", "fresh", "heavy")
 
 _known: dict[str, CostModel] = {}
 
@@ -69,24 +71,40 @@ def calibrate(device: str | torch.device = "cpu", dtype: torch.dtype = torch.flo
 
 def _measured(device: torch.device, dtype: torch.dtype) -> CostModel:
     """Times of a few operators, less what launching one takes."""
-    small, large = (torch.rand(n, device=device, dtype=dtype) for n in (4, 2**19))
-    medium, square = large[: 2**16], torch.rand(256, 256, device=device, dtype=dtype)
+    small, medium, large = (torch.rand(n, device=device, dtype=dtype) for n in (4, 2**16, 2**20))
+    square, into = torch.rand(256, 256, device=device, dtype=dtype), torch.empty_like(large)
     with torch.no_grad():
         launch = _time(lambda: small * small, device)
         view = _time(lambda: square.t(), device)
-        entry = max(_time(lambda: large * large, device) - launch, 1e-9) / (3 * large.numel())
+        entry = max(_time(lambda: medium * medium, device) - launch, 1e-9) / (2 * medium.numel())
         heavy = max(_time(medium.sin, device) - launch, 1e-9) / (2 * medium.numel())
         multiplication = max(_time(lambda: square @ square, device) - launch, 1e-9) / 256**3
-    overhead = 1.6  # of the generated Python around each call, and of caches that others have filled
-    return CostModel(overhead * launch, overhead * view, multiplication, entry, heavy, "calibrated")
+        cached = launch + entry * CACHED
+        streamed = max(_time(lambda: torch.mul(large, large, out=into), device, FEW) - cached, 1e-9)
+        fresh = _fresh(device)
+    streamed = max(streamed / (2 * large.numel() - CACHED), entry)
+    figures = (OF_LAUNCH * launch, OF_VIEW * view, multiplication, entry, streamed, fresh, heavy)
+    return CostModel(*figures, source="calibrated")
 
 
-def _time(work: Callable[[], Any], device: torch.device) -> float:
+def _fresh(device: torch.device) -> float:
+    """Seconds for each byte of a tensor that is made, filled, and given back to the system."""
+    size = 2**26
+
+    def filled() -> float:
+        return _loop(lambda: torch.empty(size, dtype=torch.uint8, device=device).fill_(1), 1, device)
+
+    known = torch.empty(size, dtype=torch.uint8, device=device).fill_(1)
+    again = min(_loop(lambda: known.fill_(2), 1, device) for _ in range(3))
+    return max(min(filled() for _ in range(3)) - again, 1e-9) / size
+
+
+def _time(work: Callable[[], Any], device: torch.device, samples: int | None = None) -> float:
     """The time of one run in the best of many short samples: the one that other work on the machine did not disturb."""
     count = 1
     while min(_loop(work, count, device) for _ in range(3)) < SECONDS / 2 and count < 1_000_000:
         count *= 2
-    return min(_loop(work, count, device) for _ in range(SAMPLES)) / count
+    return min(_loop(work, count, device) for _ in range(samples or SAMPLES)) / count
 
 
 def _loop(work: Callable[[], Any], count: int, device: torch.device) -> float:
@@ -103,7 +121,7 @@ def _loop(work: Callable[[], Any], count: int, device: torch.device) -> float:
 
 def _key(device: str, dtype: str) -> str:
     dtype = "float64" if dtype == "float64" else "float32"
-    parts = (device, dtype, torch.get_num_threads(), torch.__version__, platform.machine(), platform.processor(), 1)
+    parts = (device, dtype, torch.get_num_threads(), torch.__version__, platform.machine(), platform.processor(), 2)
     return " ".join(map(str, parts))
 
 

@@ -19,7 +19,9 @@ class CostModel:
     launch: seconds until an operator has begun, and its result exists.
     view: seconds for an operator that only looks at memory in another way.
     multiplication: seconds for each multiplication in a product of matrices.
-    entry: seconds for each entry that an element-wise operator reads or writes.
+    entry: seconds for each entry that an operator reads or writes, as long as they all lie in a cache.
+    streamed: the same for each entry beyond `CACHED`, which comes from memory.
+    fresh: seconds for each byte of memory that the system hands out anew.
     heavy: seconds for each entry of a function such as sin or exp.
     source: where the figures come from.
     """
@@ -28,23 +30,31 @@ class CostModel:
     view: float
     multiplication: float
     entry: float
+    streamed: float
+    fresh: float
     heavy: float
     source: str
 
     def contraction(self, multiplications: int, entries: int) -> float:
-        """Seconds for a contraction with so many multiplications, whose result has so many entries."""
-        return self.launch + self.multiplication * multiplications + self.entry * entries
+        """Seconds for a contraction with so many multiplications, that reads and writes so many entries."""
+        return self.launch + self.multiplication * multiplications + self.moved(entries)
 
     def elementwise(self, entries: int, heavy: bool = False) -> float:
         """Seconds for an element-wise operator that reads and writes so many entries."""
-        return self.launch + (self.heavy if heavy else self.entry) * entries
+        return self.launch + max(self.moved(entries), self.heavy * entries if heavy else 0.0)
 
+    def moved(self, entries: int) -> float:
+        """Seconds until so many entries are read or written."""
+        return self.entry * min(entries, CACHED) + self.streamed * max(entries - CACHED, 0)
+
+
+CACHED = 2**18  # entries; the caches of one processor hold a megabyte or two
 
 SHIPPED: dict[tuple[str, str], CostModel] = {
-    ("cpu", "float32"): CostModel(1.8e-6, 0.9e-6, 3e-11, 2.5e-10, 3e-9, "shipped"),
-    ("cpu", "float64"): CostModel(1.8e-6, 0.9e-6, 6e-11, 5e-10, 6e-9, "shipped"),
-    ("cuda", "float32"): CostModel(7e-6, 1.5e-6, 1e-13, 4e-12, 1e-11, "shipped"),
-    ("cuda", "float64"): CostModel(7e-6, 1.5e-6, 4e-13, 8e-12, 2e-11, "shipped"),
+    ("cpu", "float32"): CostModel(1.8e-6, 0.9e-6, 1.4e-11, 5e-11, 2e-10, 2.8e-10, 3e-10, "shipped"),
+    ("cpu", "float64"): CostModel(1.8e-6, 0.9e-6, 2.8e-11, 1e-10, 4e-10, 2.8e-10, 6e-10, "shipped"),
+    ("cuda", "float32"): CostModel(7e-6, 1.5e-6, 1e-13, 4e-12, 4e-12, 1e-15, 1e-11, "shipped"),
+    ("cuda", "float64"): CostModel(7e-6, 1.5e-6, 4e-13, 8e-12, 8e-12, 1e-15, 2e-11, "shipped"),
 }
 """One thread of a server's processor, and a data centre's GPU: what holds where nothing has been measured."""
 

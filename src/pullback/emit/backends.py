@@ -13,12 +13,14 @@ from ..native.prediction import CALL, COMPILER
 from .inductor import emit_inductor
 from .native import emit_native, offer_of_native
 from .offers import BackEnd, Declined, Offer
-from .prediction import predicted_seconds
+from .prediction import predicted_seconds, seconds_of
+from .preparation import forget
 from .program import Program
 from .python import emit_python
 
 LOG = logging.getLogger("pullback")
 CALLS = 1000  # that a program is expected to serve, where nobody says
+CALL_OF_PYTHON = 3e-6  # seconds from one call of a program to the next, beyond its operators
 WRITING = 3e-5  # seconds for each operator until a program of Python can be called
 COMPILING, COMPILING_EACH = 8.0, 0.05  # the same for Inductor, which takes some seconds for the smallest program
 FUSED = 0.2  # of the Python program's time is left, roughly, where Inductor fuses operators on a GPU
@@ -32,7 +34,7 @@ class Auto:
 
 
 def _offer_of_python(graph: Graph, model: CostModel) -> Offer:
-    return Offer(predicted_seconds(graph, model), WRITING * len(graph.nodes))
+    return Offer(CALL_OF_PYTHON + predicted_seconds(graph, model), WRITING * len(graph.nodes))
 
 
 def _offer_of_inductor(graph: Graph, model: CostModel) -> Offer:
@@ -80,7 +82,7 @@ def choose(graph: Graph, backend: str | Auto, *, plain: bool, model: CostModel) 
         model: what operators take.
     """
     if not plain:
-        return Choice(DEFAULT, "it becomes part of another program", predicted_seconds(graph, model))
+        return Choice(DEFAULT, "it becomes part of another program", seconds_of(graph, model))
     if isinstance(backend, str) and backend != "auto":
         return Choice(backend, "asked for", _promised(graph, backend, model), not BACKENDS[backend].gives_way)
     calls = backend.calls if isinstance(backend, Auto) else CALLS
@@ -104,7 +106,7 @@ def _promised(graph: Graph, name: str, model: CostModel) -> float:
     try:
         return offer(graph, model).seconds
     except (Declined, NativeError):
-        return predicted_seconds(graph, model)
+        return _offer_of_python(graph, model).seconds
 
 
 def emit(
@@ -134,6 +136,7 @@ def emit(
             _warn(chosen, error)
         program, reason = BACKENDS[DEFAULT].emit(graph, name, plain=plain, returned=returned), f"{chosen}: {error}"
         chosen = DEFAULT
+    forget(graph)
     LOG.info("%s runs on the backend %r (%d operators): %s", name, chosen, len(graph.nodes), reason)
     return replace(program, backend=chosen, reason=reason)
 

@@ -213,7 +213,7 @@ class _Rewriting:
         columns = summands[0].kind[1:3]
         left = self.parts.stack([lefts[k] for k in order], columns[0], ready)
         right = self.parts.stack([rights[k] for k in order], columns[1], ready) if rights else None
-        saved = (len(summands) - 1) * (2 * self.model.launch + 3 * like.size * self.model.entry)
+        saved = (len(summands) - 1) * (2 * self.model.launch + self.model.moved(3 * like.size))
         if left.seconds + (right.seconds if right is not None else 0.0) >= saved:
             return None
         rows = self.rows(left)

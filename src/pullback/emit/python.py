@@ -13,7 +13,7 @@ import re
 import unicodedata
 import weakref
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import count
 from math import isfinite, isnan
 from typing import Any
@@ -28,18 +28,12 @@ from ..terms import HOLE, fill
 from ..torch_private import QUICKER, fast_overload
 from .aliases import protect_from_mutations
 from .builtins import BUILTINS, SPELLINGS, Call, facts, spell, with_defaults, without_defaults
-from .constants import constants
 from .namespace import without_cycles
-from .numbers import numbers_once
 from .overlap import NoOverlap
-from .peepholes import rewrite
+from .preparation import Prepared, taken
 from .program import Program
 from .rehearsal import Layouts, plain_strides
-from .reuse import reuse_memory
-from .sparse_sums import add_where_nonzero
-from .stacking import slots
-from .updates import update_in_place
-from .workspace import Workspace, use_workspace
+from .workspace import Workspace
 
 WIDTH = 120
 _numbers = count(1)
@@ -68,19 +62,9 @@ def emit_python(
 
     Cost: linear in the number of nodes; about 30 µs each, of which Python's own compiler takes a half.
     """
-    protected, known = protect_from_mutations(rewrite(graph) if plain and layouts is None else graph), {}
-    workspace = Workspace(protected)
-    if plain:
-        known = dict(constants(protected))
-        constant, lasting = frozenset(known), frozenset(old for old, _ in protected.mutations)
-        updated = add_where_nonzero(update_in_place(protected), constant) if layouts is None else protected
-        placed = slots(updated, known, layouts)
-        reused = reuse_memory(updated, constant, smallest=1, slots=placed, layouts=layouts)
-        workspace = use_workspace(reused, constant, lasting, placed, layouts)
-        final, numbers = numbers_once(workspace.graph)
-        workspace, known = replace(workspace, graph=final), {**known, **numbers}
-    writer = _Writer(workspace.graph, identifier(name), known, workspace, returned=returned or {})
-    writer.written = tuple(old for old, _ in protected.mutations) if plain else ()
+    ready = taken(graph, layouts) if plain else Prepared(Workspace(protect_from_mutations(graph)), {}, ())
+    facts_of_run = (ready.constants, ready.workspace, ready.written)
+    writer = _Writer(ready.workspace.graph, identifier(name), *facts_of_run, returned=returned or {})
     name, body, header = writer.name, writer.body(), writer.header()
     code = "\n".join([*header, *body, ""])
     file = f"<pullback program {next(_numbers)}: {name}>"

@@ -116,12 +116,12 @@ class Parts:
             aligned = not first.start % columns and not first.whole.size % columns
             if aligned and self._follow(roots, first) and is_ready(first.whole):
                 copied = 2 * sum(v.size for v in values) if first.dim or self._is_permuted(first.whole) else 0
-                seconds = self.model.launch + self.model.entry * copied if copied else 0.0
+                seconds = self.model.elementwise(copied) if copied else 0.0
                 return Stack(tuple(values), columns, first, seconds)
         copied = sum(2 * v.size for v, root in zip(values, roots, strict=True) if not self._can_be_placed(v, root))
         if len(set(roots)) < len(roots) or any(v.dtype != values[0].dtype for v in values):
             copied = 2 * sum(v.size for v in values)
-        seconds = self.model.launch + self.model.entry * copied if copied else 0.0
+        seconds = self.model.elementwise(copied) if copied else 0.0
         return Stack(tuple(values), columns, None, seconds)
 
     def _follow(self, roots: Sequence[Value], first: Part) -> bool:

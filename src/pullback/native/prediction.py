@@ -14,7 +14,7 @@ CALL = 2.5e-6  # seconds from one call of a program to the next, and for each te
 TENSOR = 0.6e-6
 OPERATION, FUNCTION = 0.3e-9, 12e-9  # of one number
 IN_VECTORS, FUNCTION_IN_VECTORS, MOVED = 0.045e-9, 1.2e-9, 0.15e-9  # for each sample
-IN_LARGE_PAGES, STREAMED = 0.13e-9, 0.02e-9  # for each byte of a large result: that is fresh; that is not
+STREAMED = 0.02e-9  # for each byte of a large result, where its memory is not fresh
 COMPILER, STATEMENT = 0.09, 4.5e-4  # to start, and for each operation
 
 
@@ -27,7 +27,7 @@ def predicted_seconds(expansion: Expansion) -> float:
     moved = sum(a.entries.size for a in expansion.outputs) + sum(x.op == "input" for x in ordered)
     work = _work(ordered, IN_VECTORS, FUNCTION_IN_VECTORS) + moved * MOVED
     sizes = [prod(a.shape) * np.dtype(a.dtype).itemsize for a in expansion.outputs]
-    return seconds + expansion.samples * work + large_memory(sizes, IN_LARGE_PAGES, STREAMED)
+    return seconds + expansion.samples * work + large_memory(sizes, STREAMED)
 
 
 def _work(ordered: Iterable[Scalar], operation: float, function: float) -> float:
