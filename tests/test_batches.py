@@ -248,3 +248,46 @@ def test_wrong_axes_are_refused() -> None:
         pullback.batch_jacobian(torch.sin, in_dims=(0, 1))(x)
     with pytest.raises(pullback.ArgumentError, match=r"in_dims='0'"):
         pullback.batch_jacobian(torch.sin, in_dims="0")  # type: ignore[arg-type]
+
+
+ROWS, COLUMNS = torch.tril_indices(3, 3)
+
+
+def triangle(x: Tensor) -> Tensor:
+    """Rows of numbers as triangular matrices."""
+    matrices = x.new_zeros(len(x), 3, 3)
+    matrices[:, ROWS, COLUMNS] = x
+    return matrices
+
+
+AFTERWARDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "a row": lambda m: m[:, 0],
+    "entries": lambda m: m[:, [0, 1, 2], [1, 0, 2]],
+    "a diagonal": lambda m: m.diagonal(dim1=1, dim2=2),
+    "a product": lambda m: (m @ m.mT).reshape(len(m), 9),
+    "a view": lambda m: m.reshape(-1, 9)[:, ::2],
+}
+
+
+@pytest.mark.parametrize("samples", [1, 3, 6])
+@pytest.mark.parametrize("name", AFTERWARDS)
+def test_what_is_read_of_entries_that_were_written(name: str, samples: int) -> None:
+    def f(x: Tensor) -> Tensor:
+        return AFTERWARDS[name](triangle(x)).pow(3)
+
+    x = tensor(samples, 6)
+    torch.testing.assert_close(pullback.batch_jacobian(f)(x), one_by_one(f, x))
+
+
+@pytest.mark.parametrize("name", ["along samples", "by data", "transposed"])
+def test_entries_that_were_written_into_other_samples_are_found(name: str) -> None:
+    def f(x: Tensor) -> Tensor:
+        matrices = triangle(x)
+        if name == "along samples":
+            return matrices[[1, 0, 2]][:, 0]
+        if name == "by data":
+            return matrices[torch.arange(3).flip(0), 0]
+        return matrices.transpose(0, 1)[:, 0]
+
+    with pytest.raises(pullback.BatchError):
+        pullback.batch_jacobian(f)(tensor(3, 6))

@@ -93,11 +93,15 @@ def _likelihood(state: Translation, node: Node) -> None:
     entry = Computed("{1} == {2} ? 0 : {0}", dtype, (picked, numbers, ignored, classes), condition=condition)
     state.store(losses, entry)
     axes = tuple(range(len(target.shape)))
-    counted = cast(Computed("{0} != {1}", "bool", (numbers, ignored)), dtype)
+    # A gradient may need the weight alone, and has to refuse what the loss does.
+    is_class = "{0} == {1} || ({0} >= 0 && {0} < {2})"
+    counted = state.new(target.shape, dtype)
+    is_counted = Computed("{0} != {1}", "bool", (numbers, ignored, classes), condition=is_class)
+    state.store(counted, cast(is_counted, dtype))
     weight = reduce_into(state, "sum", counted, target.shape, axes)
     if total is not None:
-        is_counted = arguments["reduction"] != _NONE or len(shape) == 1  # PyTorch leaves it at zero otherwise
-        state.entries[total] = weight if is_counted else number(0, dtype)
+        is_known = arguments["reduction"] != _NONE or len(shape) == 1  # PyTorch leaves it at zero otherwise
+        state.entries[total] = weight if is_known else number(0, dtype)
     if result is not None:
         found = losses if arguments["reduction"] == _NONE else reduce_into(state, "sum", losses, target.shape, axes)
         is_mean = arguments["reduction"] == _MEAN
@@ -118,8 +122,10 @@ def _likelihood_backward(state: Translation, node: Node) -> None:
         gradient = state.broadcast(arguments["grad_output"], shape)
     if reduction == _MEAN:
         gradient = Computed("{0} / {1}", dtype, (gradient, state.broadcast(arguments["total_weight"], shape)))
-    operands = (gradient, _classes(state, arguments["target"], shape), _positions(shape), ignored)
-    state.define(result, Computed("{1} == {2} && {1} != {3} ? -{0} : 0", dtype, operands))
+    target = _classes(state, arguments["target"], shape)
+    operands = (gradient, target, _positions(shape), ignored, number(shape[-1], "int64"))
+    condition = "" if reduction == _MEAN else "{1} == {3} || ({1} >= 0 && {1} < {4})"  # else the weight has refused
+    state.define(result, Computed("{1} == {2} && {1} != {3} ? -{0} : 0", dtype, operands, condition=condition))
 
 
 def _covers_likelihood(node: Node) -> bool:

@@ -86,12 +86,17 @@ def _bare(one: Pattern) -> Term:
 
 
 def _merged(one: Pattern, shape: tuple[int, ...]) -> Pattern:
-    """The same pattern with one label for an axis that several of its own count: so that it is met by other splits."""
+    """The same pattern with one label for an axis that several of its own count: so that it is met by other splits.
+
+    Positions that are data and no sample's are taken to be all of their axis: it is the samples that have to be apart.
+    """
     out: list[Index] = []
     for place, (index, extent) in enumerate(zip(one.out, shape, strict=True)):
         labels = set(labels_of([index]))
         others = set(labels_of((*one.out[:place], *one.out[place + 1 :], *one.inp)))
-        out.append(plain(extent) if labels.isdisjoint(others) and _covers(index, extent) else index)
+        is_whole = labels.isdisjoint(others) and _covers(index, extent)
+        is_data = not isinstance(index, Axis) and labels.isdisjoint(labels_of(one.inp))
+        out.append(plain(extent) if is_whole or is_data else index)
     return term_pattern(Term(1, (), tuple(out), one.inp))
 
 

@@ -19,6 +19,7 @@ Parts = Mapping[int, Sequence[Part]]
 Image = tuple[Indices, Indices]
 MASKS = ("bool", "uint8")  # the dtypes of index tensors that are masks
 SELF, SOURCE = 0, 2  # numbers of the operands; operand 1 is the index
+LARGEST_LIST = 2**20  # positions that are listed: 8 MiB
 X, CUBE, TALL = T(2, 3), T(2, 3, 4), T(5, 2)
 
 # ---------------------------------------------------------------- reading
@@ -99,8 +100,19 @@ def _mask_selected(x: Symbol, mask: Symbol, *, y: Symbol) -> Image:
 
 
 def _from_the_front(table: Symbol, size: int) -> Symbol:
-    """Positions counted from the end become positions counted from the start."""
-    return table.of("remainder.Scalar", table.to("int64"), size)
+    """Positions counted from the end become positions counted from the start; what lies beyond either end raises.
+
+    The derivative of a sum of entries looks up nothing else that would.
+    """
+    table = table.to("int64")
+    if size <= LARGEST_LIST:
+        return _looked_up(positions(table, size), table)
+    zeros = tensor("expand.default", positions(table, 1), (size,), shape=(size,), dtype="int64")  # of no memory
+    return table.of("remainder.Scalar", table, size) + _looked_up(zeros, table)
+
+
+def _looked_up(numbers: Symbol, table: Symbol) -> Symbol:
+    return tensor("take.default", numbers, table, shape=table.shape, dtype="int64")
 
 
 def _taken(x: Symbol, index: Symbol) -> Image:
