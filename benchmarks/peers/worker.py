@@ -48,11 +48,10 @@ class Worker:
         return answer | {"result": self.contender.arrays(result)}
 
     def sample(self, seed: int, calls: int, clock: str) -> dict[str, Any]:
-        """Time some calls, behind as many that do not count: a processor that has waited is slow at first."""
+        """Time some calls."""
         if self.contender is None:
             raise NotOffered("nothing is prepared")
         arguments = self.contender.convert(self.task.arguments(seed))
-        self.contender.seconds(arguments, calls, CLOCKS[clock])
         return {"seconds": self.contender.seconds(arguments, calls, CLOCKS[clock])}
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
